@@ -40,6 +40,7 @@ LAYERS = (
     (
         *("retool_env.errors", "retool_env.files", "retool_env.children"),
         *("retool_env.printable", "retool_env.pictures", "retool_env.rotation"),
+        "retool_env.durable",
     ),
 )
 """The layers from top to bottom, by prefixes of module names; the longest prefix counts."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from agents.base.settings import SettingsError
 from agents.base.sharding import launched
@@ -39,8 +43,12 @@ class DiskNeed:
 
     @property
     def least(self) -> int:
-        """The bytes without which the run can't end: one checkpoint and the last model."""
-        return self.checkpoint + self.model
+        """The bytes without which the run can't end.
+
+        They are those of the last model and of two checkpoints, since the last one stays until the
+        next is complete; of one checkpoint, if the run saves once.
+        """
+        return self.checkpoint * min(self.checkpoints, 2) + self.model
 
     @property
     def total(self) -> int:
@@ -49,8 +57,8 @@ class DiskNeed:
 
     def __str__(self) -> str:
         return (
-            f"{_gib(self.total)} on the disk: {self.checkpoints} checkpoints of "
-            f"{_gib(self.checkpoint)}, {self.models} models of {_gib(self.model)}"
+            f"{_gib(self.total)} on the disk: {_count(self.checkpoints, 'checkpoint')} of "
+            f"{_gib(self.checkpoint)}, {_count(self.models, 'model')} of {_gib(self.model)}"
         )
 
 
@@ -75,11 +83,11 @@ def disk_need(settings: Any, model: torch.nn.Module) -> DiskNeed:
     saved = 2 * count if settings.export_dtype == "bfloat16" else merged
     steps, every = getattr(settings, "steps", 0), getattr(settings, "export_steps", 0)
     keep = getattr(settings, "trl", {}).get("save_total_limit", 1)
-    if not keep:  # all are kept
-        keep = steps // settings.save_steps
+    saves = math.ceil(steps / settings.save_steps) if steps else math.inf
+    checkpoints = int(min(keep + 1 if keep else saves, saves))
     return DiskNeed(
         checkpoint * (2 if critic else 1),
-        keep + 1,
+        checkpoints,
         saved + adapters,
         1 + (steps // every if every else 0),
     )
@@ -94,7 +102,7 @@ def check_disk(need: DiskNeed, folder: Path, show: bool = False) -> None:
         show: Whether a small need is also said.
 
     Raises:
-        SettingsError: If one checkpoint and the last model do not fit.
+        SettingsError: If the checkpoints that are there at a time and the last model do not fit.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     ours = [folder / name for name in ("trainer", "checkpoint", "checkpoints")]
@@ -102,9 +110,10 @@ def check_disk(need: DiskNeed, folder: Path, show: bool = False) -> None:
     free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in files)
     room = f"{_gib(free)} are free in {existing}"
     if need.least > free:
+        least = "two checkpoints" if need.checkpoints > 1 else "one checkpoint"
         raise SettingsError(
-            f"the run needs {need}, and {room}: one checkpoint and the last model do not fit. "
-            "Free some room, or choose another folder with --runs"
+            f"the run needs {need}, and {room}: {least} and the last model do not fit. Free some "
+            "room, or choose another folder with --runs"
         )
     if need.total > free:
         print(
@@ -131,6 +140,30 @@ def check_time(need: DiskNeed) -> None:
         )
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a path in the errors of the block, which writes it: most of them name no file.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: If it can't be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files
+            raise
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
 def _edges(model: torch.nn.Module) -> int:
     """The inputs and outputs of all linear layers but the head: adapters of rank 1."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -139,6 +172,10 @@ def _edges(model: torch.nn.Module) -> int:
         for layer in model.modules()
         if isinstance(layer, torch.nn.Linear) and layer is not head
     )
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def _gib(size: int) -> str:

@@ -19,11 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from agents.base.disk import naming
 from agents.base.fields import Attention, ExportType, TuningSettings
 from agents.base.settings import SettingsError
 from agents.base.sharding import first_reads
 from agents.base.shards import read_by_first
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.durable import sync, sync_tree
 from retool_env.files import folder_fault
 from retool_env.rollout.checkpoint_files import DTYPES, reading
 from retool_env.rollout.weights import check_finite
@@ -254,11 +256,13 @@ def save_checkpoint(
                 adapter[name] = whole(tensor).cpu()
     if main:
         if adapter:
-            model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
+            with naming(folder.parent / "adapter"):
+                model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
             if task is not None:
                 task.save(folder.parent / "adapter")
         base = model.get_base_model() if adapted else model
-        base.save_pretrained(folder, state_dict=weights)
+        with naming(folder):
+            base.save_pretrained(folder, state_dict=weights)
         if adapted or dtype == "bfloat16":
             config = copy.deepcopy(base.config)  # its dtype is that of the weights in memory
             config.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -267,6 +271,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(folder)
         if task is not None:
             task.save(folder)
+        for saved in (folder, *([folder.parent / "adapter"] if adapter else [])):
+            sync_tree(saved)  # the run is marked as finished afterwards
     everywhere(None)  # for as long as the first process writes
 
 
@@ -318,4 +324,5 @@ def export(
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
+        sync(folder.parent)
     everywhere(None)  # for as long as the first process writes

@@ -26,6 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agents.base.curves import SHOWN
 from agents.base.settings import SettingsError
+from retool_env.durable import replace_durably
 from retool_env.errors import MissingFile
 from retool_env.files import MOST_LINE
 from retool_env.rotation import opened, parts
@@ -367,19 +368,19 @@ def check_seal(folder: Path, cure: str) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file atomically: a stop in the middle leaves the old file."""
+    """Write a file atomically: a stop or a power failure in the middle leaves the old file."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_durably(temporary, path)
 
 
 def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) -> None:
-    """Write a file of transcripts atomically: a stop in the middle leaves the old file."""
+    """Write a file of transcripts atomically; see `write_atomically`."""
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     write_transcripts(part, transcripts)
-    part.replace(path)
+    replace_durably(part, path)
 
 
 def _open(path: Path) -> BufferedIOBase:

@@ -86,6 +86,30 @@ def last_point(trainer: Path) -> Point | None:
     return None
 
 
+def check_form(trainer: Path, sharded: bool) -> None:
+    """Check that the last checkpoint has the form which this start can load.
+
+    Args:
+        trainer: The folder of the run's checkpoints.
+        sharded: Whether this start shards the model.
+
+    Raises:
+        SettingsError: If the checkpoint has the other form, or is damaged.
+    """
+    point = last_point(trainer)
+    if point is None or any(point.folder.glob("pytorch_model_fsdp*")) == sharded:
+        return
+    if sharded:
+        raise SettingsError(
+            f"{point.folder} was saved without shards, and this start has shards (FSDP2): resume "
+            "the run without FSDP, with one process or with torchrun"
+        )
+    raise SettingsError(
+        f"{point.folder} was saved in shards (FSDP2), and this start has none: resume the run with "
+        "`accelerate launch` and a configuration of FSDP2, on any number of processes above 1"
+    )
+
+
 def needed_step(trainer: Path) -> int:
     """The step of the oldest checkpoint whose later batches are kept; 0 without a checkpoint.
 

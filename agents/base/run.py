@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -28,17 +27,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any, override
+from typing import Any, override
 
 from transformers import TrainerCallback
 
 from agents.base.changes import find_changes, noted
 from agents.base.config import RESTART_CURE, begin_config, read_config
 from agents.base.curves import write_curves
+from agents.base.disk import naming
+from agents.base.lock import lock
 from agents.base.records import damaged, read_records, write_atomically
-from agents.base.resuming import Cut, close_large, cut_metrics, cut_transcripts, last_point
+from agents.base.resuming import (
+    Cut,
+    check_form,
+    close_large,
+    cut_metrics,
+    cut_transcripts,
+    last_point,
+)
 from agents.base.settings import SettingsError
-from agents.base.sharding import processes
+from agents.base.sharding import processes, sharded
+from retool_env.durable import sync, sync_files
 from retool_env.provenance import REVISION
 from retool_env.rotation import complete, open_names
 from retool_env.training.kept_batches import begun_batches
@@ -47,12 +56,6 @@ from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
 """The minimum number of seconds between two drawings of a run's curves."""
-
-_locks: dict[Path, IO[str]] = {}
-"""The lock files of this process, by path.
-
-They stay open: a process loses its lock on a file when it closes any descriptor of the file.
-"""
 
 _dry = ContextVar("dry", default=False)
 
@@ -207,41 +210,28 @@ class Run:
         processes call it together, and the first one writes.
 
         Raises:
-            SettingsError: If another process uses the folder.
+            SettingsError: If another process uses the folder, or this start can't load the form of
+                the last checkpoint.
         """
         if _dry.get():
+            self._check_form()
             raise _Checked
         everywhere(None)  # all processes have checked the folder before it changes
         error = None
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            error = self._lock()
+            error = lock(self.folder)
             if error is None and not self._begun():
                 count = self._state.num_processes
                 begin_config(self.folder, self._algorithm, self._settings, count)
         if error := everywhere(error)[0]:
             raise SettingsError(error)
+        self._check_form()
         for path in self._transcript_files():
             complete(path)
 
-    def _lock(self) -> str | None:
-        """Lock the folder. Return `None`, or an error text if that is not possible."""
-        path = (self.folder / "lock").resolve()
-        if path in _locks:  # the process that started the run resumes it
-            return None
-        if path.exists() and not path.is_file():  # opening a pipe would block
-            return f"{self.folder / 'lock'}: it is not a file. Remove it"
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.close()
-            return f"another process is at work in {self.folder}: wait for it, or stop it"
-        except OSError:  # a file system without locks
-            file.close()
-            return None
-        _locks[path] = file
-        return None
+    def _check_form(self) -> None:
+        self._decided(lambda: check_form(self.trainer, sharded()))
 
     @property
     def main(self) -> bool:
@@ -267,7 +257,9 @@ class Run:
         """Mark the run as finished. All processes call this together."""
         if self.main:
             self._note_change()
+            sync_files(self.folder, "*.jsonl*")
             self._done.touch()
+            sync(self.folder)
         everywhere(None)
         self._changes, self._longer, self._done_before = [], False, True
 
@@ -379,7 +371,8 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to `metrics.jsonl`; draw the curves if they are older than a minute."""
         self._note_change()
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if time.monotonic() - self._drawn >= PICTURE_SECONDS:
             self.draw()
@@ -403,7 +396,8 @@ class Run:
     def write(self, transcripts: Iterable[Transcript]) -> None:
         """Append episodes to this process's transcripts, after a large file was closed."""
         close_large(self.transcripts)
-        write_transcripts(self.transcripts, transcripts)
+        with naming(self.transcripts):
+            write_transcripts(self.transcripts, transcripts)
 
 
 class Clock:

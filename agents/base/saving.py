@@ -1,8 +1,10 @@
 """Saving: the checkpoints for resuming, of which the newest complete one is always kept.
 
 A checkpoint is complete once it has its seal (`records.SEAL`), which the first process writes last.
-Until then the folder holds the mark `INCOMPLETE`, and older checkpoints stay. So a crash at any
-moment leaves the last complete checkpoint.
+Until then the folder holds the mark `INCOMPLETE`, and older checkpoints stay. All files, and the
+records of the steps before, are synced to the disk before the seal, and the seal before an older
+checkpoint is deleted. So a crash or a power failure at any moment leaves the last complete
+checkpoint.
 
 With shards (FSDP2), the processes copy their shards to memory and write them while the training
 continues, with `torch.distributed.checkpoint.async_save`. A save in flight ends before the next one
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -24,8 +27,10 @@ from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from agents.base.disk import naming
 from agents.base.records import INCOMPLETE, seal
 from agents.base.sharding import processes
+from retool_env.durable import sync, sync_files, sync_tree
 from retool_env.rollout.weights import check_finite
 from retool_env.training.processes import WAIT, everywhere, phase
 
@@ -50,6 +55,7 @@ class Saving:
         self._groups: list[Any] = []
         self._end: threading.Thread | None = None
         self._error: Exception | None = None
+        self._warned = False
 
     def resume(self, step: int) -> None:
         """Take the step of the checkpoint from which the run continues; 0 at its beginning."""
@@ -96,8 +102,11 @@ class Saving:
                     shutil.rmtree(folder, ignore_errors=True)  # a stop left it incomplete
                     folder.mkdir(parents=True)
                     (folder / INCOMPLETE).touch()
-            with self._agreed(), self._written_later():
+            with self._agreed(), self._written_later(), naming(folder):
                 yield folder
+                # Each process syncs what it wrote itself; shards are still being written.
+                sync_files(folder)
+                sync_files(self.folder.parent, "*.jsonl*")
         # All files are on the disk, except the shards.
         self.begun = step
         if processes().is_main_process:
@@ -147,8 +156,10 @@ class Saving:
         try:
             if any(write.exception() is not None for write in writes):
                 return  # `wait` raises the error
+            sync_tree(folder)
             (folder / INCOMPLETE).unlink()
             seal(folder)
+            sync(self.folder.parent)
             self.step = step
             self._delete_older()
         except Exception as error:
@@ -164,8 +175,17 @@ class Saving:
             and int(number) <= self.step
         }
         complete = sorted(step for step in found if not (found[step] / INCOMPLETE).exists())
-        for step in found.keys() - complete[-self.keep :]:
-            shutil.rmtree(found[step])
+        for step in sorted(found.keys() - complete[-self.keep :]):
+            try:
+                shutil.rmtree(found[step])
+            except OSError as error:  # the run may never need the room
+                if not self._warned:
+                    print(
+                        f"warning: an older checkpoint can't be deleted ({error}): delete "
+                        f"{found[step]} yourself. The run goes on",
+                        file=sys.stderr,
+                    )
+                self._warned = True
 
     @contextlib.contextmanager
     def _written_later(self) -> Iterator[None]:

@@ -58,6 +58,12 @@ def processes() -> PartialState:
     return PartialState(cpu=cpu, timeout=TIME_LIMIT)
 
 
+def sharded() -> bool:
+    """Whether the launcher asks for FSDP. accelerate ignores that without a process group."""
+    state = processes()
+    return _set("ACCELERATE_USE_FSDP") and state.distributed_type != DistributedType.NO
+
+
 def launched() -> bool:
     """Whether `torchrun` or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -8,7 +8,8 @@ finished    0      the run reached its end
 stopped     75     a signal stopped the run; `resume` continues it
 failed      1      an error ended the run, with its text in `error`
 
-The file is replaced atomically.
+The file is replaced atomically. On a full disk it is overwritten in place, so that it still tells
+the end of the run.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Status:
         self._ended = False
         state = processes()
         if state.is_main_process:
-            earlier = self._read()  # of the start that this one continues
+            earlier = read_status(self.path)  # of the start that this one continues
             record = {
                 "state": "running",
                 "code": None,
@@ -95,7 +96,7 @@ class Status:
             if not self._ended:
                 known = {"step": self.step, "saved": saved}
                 known = {key: value for key, value in known.items() if value is not None}
-                self._write(self._read() | known | {"time": _now()})
+                self._write(read_status(self.path) | known | {"time": _now()})
 
     def end(self, state: State, saved: int | None = None, error: str | None = None) -> None:
         """Write the end of the run. A second call has no effect.
@@ -109,7 +110,7 @@ class Status:
             if self._ended:
                 return
             self._ended = True
-            record = self._read()
+            record = read_status(self.path)
             first = record.get("state") in (None, "running")
             if not first or (state != "failed" and not processes().is_main_process):
                 return
@@ -124,19 +125,43 @@ class Status:
                 record["error"] = redact(error)[:_MOST_CHARACTERS]
             self._write(record)
 
-    def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(record, dict):
-                return record
-        return {}
-
     def _write(self, record: dict[str, Any]) -> None:
         # Two processes may write at the same time. A full disk must not hide the run's own error.
         part = self.path.with_name(f"{self.path.name}.{processes().process_index}.part")
-        with contextlib.suppress(OSError):
+        try:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             part.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _overwrite(self.path, record)
+
+
+def _overwrite(path: Path, record: dict[str, Any]) -> None:
+    """Write a record over the old one, in the blocks that the file already has on a full disk."""
+    with open(path, "r+b", buffering=0) as file:
+        room = os.fstat(file.fileno()).st_blocks * 512
+        for most in (_MOST_CHARACTERS, 1000, 0):  # characters of the error
+            error = record["error"] and record["error"][:most]
+            text = (json.dumps(record | {"error": error}, indent=2) + "\n").encode()
+            if len(text) <= room:
+                file.write(text)
+                file.truncate()
+                return
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The object in a `status.json`; empty if the file is missing or damaged.
+
+    Args:
+        path: The file.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
 
 
 def resume_command() -> str | None:

@@ -8,12 +8,14 @@ trainer takes the rest of the batch from the rollouts that were kept (`KeptBatch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -24,6 +26,8 @@ from retool_env.training.processes import together
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import with_trained_logprobs
 from retool_env.transcript import Transcript
+
+_log = logging.getLogger(__name__)
 
 
 class ResumableGRPOTrainer(PackedGRPOTrainer):
@@ -161,16 +165,31 @@ class ResumableGRPOTrainer(PackedGRPOTrainer):
         """Read the log-probs of the rows that were trained on before the resumption."""
         path = self._trained_rows(Path(self._resumed_from or "."))
         if path.is_file():
-            arrays = load_file(path)
-            parts = np.split(arrays["logprobs"], np.cumsum(arrays["sizes"])[:-1])
-            for row, logps in zip(arrays["rows"].tolist(), parts, strict=True):
-                self._logps_of[row] = logps.tolist()
+            self._logps_of.update(_read_rows(path))
         steps = self.args.steps_per_generation
         assert steps is not None and self._buffered_inputs is not None  # TRL has set both
         done = min(self._step % passes_a_batch(self), steps)
         for part in self._buffered_inputs[:done]:
             for row in part["row"].tolist():
                 self._logps_of.setdefault(row, None)
+
+
+def _read_rows(path: Path) -> dict[int, list[float] | None]:
+    """The log-probs by row; empty, with a warning, if the file is damaged: only records need it."""
+    try:
+        arrays = load_file(path)
+        parts = np.split(arrays["logprobs"], np.cumsum(arrays["sizes"])[:-1])
+        return {
+            row: logps.tolist() for row, logps in zip(arrays["rows"].tolist(), parts, strict=True)
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        _log.warning(
+            "%s is damaged (%s): the transcripts of the steps before the resumption lack the "
+            "trained model's log-probs",
+            path,
+            error,
+        )
+        return {}
 
 
 class _Borders(TrainerCallback):

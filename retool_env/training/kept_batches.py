@@ -7,13 +7,15 @@ rollouts. Each process writes its part of a batch to one file, once the batch is
 
 The batch is trained on from `first` optimizer steps until `end`. The tokens lie in flat arrays, 4
 bytes for an id and 4 for a log-prob; text, rewards and all other parts of a transcript are
-compressed JSON. Masks and advantages follow from them. A batch that was used up
-before the oldest checkpoint that counts is deleted. With dynamic sampling, a file says which groups
-of other batches were trained on (`DynamicSampling.moved`).
+compressed JSON. Masks and advantages follow from them. A batch that was used up before the oldest
+checkpoint that counts is deleted. A damaged batch is set aside with a warning, and sampled anew
+like a missing one. With dynamic sampling, a file says which groups of other batches were trained on
+(`DynamicSampling.moved`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -37,7 +39,25 @@ from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
 _NAME = re.compile(r"(batch|old|moved)-(\d+)\.(\d+)-(\d+)\.(\d+)-of-(\d+)\.safetensors")
+_DAMAGED = ".damaged"
+"""The ending of the name of a file that was set aside."""
 _log = logging.getLogger(__name__)
+
+
+class _Damaged(SettingsError):
+    """A file of a kept batch can't be used.
+
+    Args:
+        path: The file.
+        fault: Its fault.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.fault = f"{path}: {fault}"
+        super().__init__(
+            f"{self.fault}. Restore it, or delete the folder {path.parent}: the batch is then "
+            "sampled anew"
+        )
 
 
 @dataclass
@@ -86,6 +106,7 @@ class KeptBatches:
     def __init__(self, folder: Path, needed: Callable[[], int]) -> None:
         self.folder = folder
         self._needed = needed
+        self._warned = False
 
     def save(self, step: Step, kept: KeptBatch) -> None:
         """Write this process's part of a batch, atomically. All processes must call it.
@@ -131,19 +152,18 @@ class KeptBatches:
             step: The request for the batch.
 
         Returns:
-            The part; `None` if the batch is not kept, or has other problems than the request.
-
-        Raises:
-            SettingsError: If a file is damaged.
+            The part; `None` if the batch is not kept or is damaged, or has other problems than the
+            request.
         """
         parts = self._parts(step.batch, step)
         if not parts:
             return None
         rank, count = step.accelerator.process_index, step.accelerator.num_processes
-        if len(parts) == count:
-            kept = _read(parts[rank].path)
-        else:
-            kept = _divided([_read(part.path) for part in parts], rank, count)
+        own = [parts[rank]] if len(parts) == count else parts
+        if not _intact(own):
+            return None
+        read = [_read(part.path) for part in own]
+        kept = read[0] if len(parts) == count else _divided(read, rank, count)
         # An unfinished batch goes on with its rollouts, even if the run's length has changed since
         # and another problem would stand in their place.
         return kept if step.resumed or kept.asked == asked_of(step) else None
@@ -151,10 +171,16 @@ class KeptBatches:
     def delete_used(self) -> None:
         """Delete the batches that were used up before. Only the first process calls it."""
         needed = self._needed()
-        for file in (*_files(self.folder), *_files(self.folder, ".part")):  # also of killed writes
+        endings = "", ".part", _DAMAGED  # also of killed writes
+        for file in (file for ending in endings for file in _files(self.folder, ending)):
             # A run that goes on from the end of a batch needs the places that the batch moved.
             if file.end < needed or (file.end == needed and file.kind != "moved"):
-                file.path.unlink(missing_ok=True)
+                try:
+                    file.path.unlink(missing_ok=True)
+                except OSError as error:
+                    if not self._warned:
+                        _log.warning("used rollouts can't be deleted (%s). The run goes on", error)
+                    self._warned = True
 
     def found_by_all(self, numbers: Sequence[int], step: Step) -> set[int]:
         """The batches that are kept and that `load` can read. All processes must call it.
@@ -202,10 +228,10 @@ class KeptBatches:
             if (file.kind, file.number, file.rank, file.processes) == wanted:
                 values, logps = _arrays(file.path)["logprobs"], np.zeros(mask.shape, np.float32)
                 if len(values) != mask.sum():
-                    raise _damaged(file.path, "it belongs to other rollouts")
+                    raise _Damaged(file.path, "it belongs to other rollouts")
                 logps[mask] = values
                 return logps
-        raise _damaged(self._path("old", step), "it is missing")
+        raise _Damaged(self._path("old", step), "it is missing")
 
     def save_moved(self, step: Step, moved: Moved) -> None:
         """Write the mapping `DynamicSampling.moved`, for a run that is resumed after a batch.
@@ -239,7 +265,7 @@ class KeptBatches:
                     if index in own:
                         found[batch, index - own.start] = name
             except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(part.path, f"it can't be read ({error!r:.100})") from None
+                raise _Damaged(part.path, f"it can't be read ({error!r:.100})") from None
         return found
 
     def _parts(self, number: int, step: Step, kind: str = "batch") -> list[_File]:
@@ -274,7 +300,8 @@ class KeptBatches:
             for file in _files(self.folder):
                 if (file.number, file.rank, file.processes) == own:
                     file.path.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be a file
+                part.unlink()
             _log.warning(
                 "the rollouts of the steps %d to %d can't be kept in %s (%s): free some room. The "
                 "run goes on; if it is stopped and resumed inside these steps, it samples their "
@@ -307,7 +334,7 @@ def begun_batches(folder: Path, step: int, processes: int) -> list[int]:
     """The first steps of the kept batches that a checkpoint lies inside.
 
     A run that goes on from the checkpoint writes the transcripts of such a batch anew, once it has
-    trained on the whole of it.
+    trained on the whole of it. A damaged batch is set aside, so it does not count.
 
     Args:
         folder: The folder of the kept batches.
@@ -319,19 +346,36 @@ def begun_batches(folder: Path, step: int, processes: int) -> list[int]:
         for file in _files(folder)
         if file.kind == "batch" and file.first < step < file.end and file.processes == processes
     ]
-    return sorted(
-        {
-            file.first
-            for file in files
-            if sum(each.number == file.number for each in files) == processes
-        }
-    )
+    begun = []
+    for number in sorted({file.number for file in files}):
+        parts = [file for file in files if file.number == number]
+        old = [file for file in _files(folder) if (file.kind, file.number) == ("old", number)]
+        if len(parts) == processes and _intact(parts + old):
+            begun.append(parts[0].first)
+    return sorted(begun)
 
 
 def _files(folder: Path, ending: str = "") -> Iterator[_File]:
     for path in sorted(folder.glob(f"*.safetensors{ending}")):
         if match := _NAME.fullmatch(path.name.removesuffix(ending)):
             yield _File(path, match[1], *(int(number) for number in match.groups()[1:]))
+
+
+def _intact(files: Sequence[_File]) -> bool:
+    """Whether all files of a batch can be read. A warning says if not, and they are set aside."""
+    for file in files:
+        try:
+            if file.kind == "batch":
+                _read(file.path)
+            else:
+                _arrays(file.path)
+        except _Damaged as error:
+            _log.warning("%s: it is set aside, and its batch is sampled anew", error.fault)
+            for each in files:
+                with contextlib.suppress(OSError):  # another process has done it
+                    each.path.rename(each.path.with_name(each.path.name + _DAMAGED))
+            return False
+    return True
 
 
 def _without_tokens(transcript: Transcript) -> dict[str, Any]:
@@ -361,7 +405,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, f"it can't be read ({error})") from None
+        raise _Damaged(path, f"it can't be read ({error})") from None
 
 
 def _read(path: Path) -> KeptBatch:
@@ -376,7 +420,7 @@ def _read(path: Path) -> KeptBatch:
         figures = [(str(name), value) for name, value in record["figures"]]
         return KeptBatch(groups, others, figures, list(record["asked"]))
     except (zlib.error, ValueError, KeyError, TypeError, StopIteration, RuntimeError) as error:
-        raise _damaged(path, f"it is not a kept batch ({error!r:.100})") from None
+        raise _Damaged(path, f"it is not a kept batch ({error!r:.100})") from None
 
 
 def _with_tokens(
@@ -403,10 +447,3 @@ def _divided(parts: Sequence[KeptBatch], rank: int, processes: int) -> KeptBatch
     own = slice(rank * each, (rank + 1) * each)
     asked = [name for part in parts for name in part.asked]
     return KeptBatch(groups[own], others[rank::processes], parts[0].figures, asked[own])
-
-
-def _damaged(path: Path, fault: str) -> SettingsError:
-    return SettingsError(
-        f"{path}: {fault}. Restore it, or delete the folder {path.parent}: the batch is then "
-        "sampled anew"
-    )

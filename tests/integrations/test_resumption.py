@@ -128,6 +128,16 @@ def test_without_the_log_probs_of_earlier_passes_the_transcripts_are_still_hande
     assert len(transcripts) == ROWS and sum(known) == 4
 
 
+@pytest.mark.parametrize("size", [0, 8, 640])
+def test_a_damaged_file_of_log_probs_is_said_and_the_training_goes_on(tmp_path, size, caplog):
+    resumed = Trainer(step=1, recalled=True)
+    resumed._resumed_from = str(tmp_path)
+    path = tmp_path / "trained-rows.0-of-1.safetensors"
+    path.write_bytes(b"\0" * size)
+    resumed.rows(2)
+    assert len(resumed.given[0][1]) == ROWS and f"{path} is damaged" in caplog.text
+
+
 @pytest.mark.parametrize(("iterations", "step"), [(1, 1), (2, 1), (2, 3)])
 def test_transcripts_of_a_batch_that_was_sampled_anew_inside_its_passes_are_handed_over(
     iterations, step

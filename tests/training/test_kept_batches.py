@@ -152,14 +152,68 @@ def test_a_batch_of_which_a_process_was_killed_is_not_used(tmp_path):
     assert begun_batches(tmp_path, 6, 2) == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None], ids=["empty", "zeros", "cut"])
-def test_a_damaged_file_is_named_with_the_cure(tmp_path, damage):
+DAMAGES = pytest.mark.parametrize(
+    "damage",
+    [lambda text: b"", lambda text: b"\0" * len(text), lambda text: text[:-20]],
+    ids=["empty", "zeros", "cut"],
+)
+
+
+@DAMAGES
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_batch_is_said_set_aside_and_sampled_anew(tmp_path, damage, processes, caplog):
+    needed = [0]
+    batches = KeptBatches(tmp_path, lambda: needed[0])
+    for rank in range(processes):
+        batches.save(request(rank=rank, processes=processes), kept())
+    *_, path = sorted(tmp_path.iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    assert batches.load(request()) is None
+    assert f"{path}: it can't be read" in caplog.text and "sampled anew" in caplog.text
+    assert path.with_name(f"{path.name}.damaged") in tmp_path.iterdir()
+    assert not batches.found_by_all([1], request())
+    batches.save(request(), kept())
+    assert batches.load(request()).groups == kept().groups
+    needed[0] = 8
+    batches.delete_used()
+    assert names(tmp_path) == []
+
+
+@DAMAGES
+@pytest.mark.parametrize("kind", ["batch", "old"])
+def test_a_damaged_batch_does_not_count_as_begun(tmp_path, damage, kind, caplog):
+    """Its transcripts are then kept, as if the batch were missing."""
     batches = KeptBatches(tmp_path, lambda: 0)
     batches.save(request(), kept())
-    [path] = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
-    with pytest.raises(SettingsError, match=r"batch-1.*delete the folder .* sampled anew"):
-        batches.load(request())
+    batches.save_old(request(), np.zeros((1, 1), np.float32), np.ones((1, 1), bool))
+    assert begun_batches(tmp_path, 6, 1) == [4]
+    [path] = tmp_path.glob(f"{kind}-*")
+    path.write_bytes(damage(path.read_bytes()))
+    assert begun_batches(tmp_path, 6, 1) == [] and f"{path}: " in caplog.text
+    assert batches.load(request(number=6, resumed=True)) is None
+    assert [name for name in names(tmp_path) if not name.endswith(".damaged")] == []
+
+
+def test_a_file_in_place_of_the_folder_leaves_a_run_without_batches(tmp_path, caplog):
+    path = tmp_path / "batches"
+    path.touch()
+    batches = KeptBatches(path, lambda: 0)
+    assert begun_batches(path, 6, 1) == []
+    batches.save(request(), kept())
+    assert "can't be kept" in caplog.text and batches.load(request()) is None
+
+
+def test_used_batches_that_can_not_be_deleted_are_said_once(tmp_path, monkeypatch, caplog):
+    batches = KeptBatches(tmp_path, lambda: 8)
+    batches.save(request(), kept())
+
+    def unlink(path, missing_ok=False):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "unlink", unlink)
+    batches.delete_used()
+    batches.delete_used()
+    assert caplog.text.count("can't be deleted") == 1
 
 
 def test_log_probs_before_the_updates_come_back_at_their_places(tmp_path):

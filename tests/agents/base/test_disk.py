@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.small_runs import make_small, settings
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo
-from agents.base.disk import GIB, SHUTDOWN_TIME, DiskNeed, check_disk, check_time, disk_need
+from agents.base.disk import (
+    GIB,
+    SHUTDOWN_TIME,
+    DiskNeed,
+    check_disk,
+    check_time,
+    disk_need,
+    naming,
+)
 from agents.base.settings import SettingsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,13 +77,46 @@ def test_a_small_disk_is_refused_a_narrow_one_is_said(tmp_path, monkeypatch, cap
     told = free(20)
     assert told.startswith("the run needs 9.00 GiB on the disk: 2 checkpoints of 3.00 GiB, 3 ")
     assert f"20.00 GiB are free in {tmp_path}" in told
-    assert "warning: " in free(5)
+    assert "warning: " in free(7)
+    with pytest.raises(SettingsError, match=r"two checkpoints and the last model do not fit"):
+        free(5)
+    need = dataclasses.replace(need, checkpoints=1)  # a run that saves once
+    assert "warning: " in free(4)
     with pytest.raises(SettingsError, match=r"one checkpoint and the last model do not fit"):
         free(3)
     (run / "trainer").mkdir(parents=True)
     with open(run / "trainer" / "weights", "wb") as file:
         file.truncate(3 * GIB)  # a resumed run replaces its own checkpoint
-    assert "warning: " in free(3)
+    assert "warning: " in free(2)
+
+
+def test_a_run_that_saves_once_has_one_checkpoint():
+    model = torch.nn.Linear(2, 2)
+    assert disk_need(settings("ppo", steps=5, save_steps=5), model).checkpoints == 1
+    assert disk_need(settings("ppo", steps=6, save_steps=5), model).checkpoints == 2
+    kept = {"steps": 7, "save_steps": 2}
+    assert disk_need(settings("grpo", **kept, trl={"save_total_limit": 0}), model).checkpoints == 4
+    assert disk_need(settings("grpo", **kept, trl={"save_total_limit": 2}), model).checkpoints == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_an_error_of_a_full_disk_names_the_path(error, tmp_path):
+    with pytest.raises(OSError, match=f"{tmp_path}"), naming(tmp_path):
+        raise error
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    for error in (RuntimeError("gloo"), OSError("text"), FileNotFoundError(2, "no", "file")):
+        with pytest.raises(type(error)) as caught, naming(tmp_path):
+            raise error
+        assert caught.value is error
 
 
 def test_a_small_need_is_only_said_when_asked(tmp_path, capsys):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.power import Disk
 from helpers.small_runs import make_small, settings
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from agents import grpo, ppo, sft
-from agents.base.model import check_learning_rate, load_model, save_checkpoint
+from agents.base.model import check_learning_rate, export, load_model, save_checkpoint
 from agents.base.settings import SettingsError
 from agents.models import tiny
 from retool_env.rollout.transformers.policy import load_policy
@@ -101,6 +102,16 @@ def test_without_the_interpreter_only_an_answer_ends_a_turn(tmp_path):
     stop = Rules(interpreter=False).turn_protocol().stop
     save_checkpoint(trainer, tokenizer, tmp_path / "checkpoint", stop)
     assert GenerationConfig.from_pretrained(tmp_path / "checkpoint").stop_strings == ["</answer>"]
+
+
+def test_a_power_failure_keeps_saved_models(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    model, tokenizer = tiny.make_model(seed=0)
+    trainer = SimpleNamespace(model=model, accelerator=Accelerator(cpu=True))
+    save_checkpoint(trainer, tokenizer, tmp_path / "checkpoint")
+    assert disk.lost(tmp_path) == []
+    export(trainer, tokenizer, tmp_path / "checkpoints" / "1", ())
+    assert disk.lost(tmp_path / "checkpoints") == []
 
 
 def test_without_a_pad_token_the_eos_token_pads_and_nothing_changes(model, tmp_path):

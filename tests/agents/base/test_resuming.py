@@ -11,6 +11,7 @@ from helpers.kills import killed_before
 from agents.base import resuming
 from agents.base.records import seal
 from agents.base.resuming import (
+    check_form,
     close_large,
     cut_metrics,
     cut_transcripts,
@@ -206,3 +207,20 @@ def test_a_part_is_never_replaced_by_another_of_the_same_steps(tmp_path, monkeyp
             file.write(episodes(3, 4))
     assert versions(path) == [3, 4] * 3
     assert [(part.first, part.last) for part in closed_parts(path)] == [(3, 4)]
+
+
+def test_a_checkpoint_of_the_other_form_names_the_start_and_no_deletion(tmp_path):
+    check_form(tmp_path, sharded=True)  # no checkpoint
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    checkpoint(whole, 2, sealed=True)
+    inner = checkpoint(shards, 2) / "pytorch_model_fsdp_0"
+    inner.mkdir()
+    (inner / ".metadata").touch()
+    seal(inner.parent)
+    check_form(whole, sharded=False)
+    check_form(shards, sharded=True)
+    with pytest.raises(SettingsError, match=r"checkpoint-2 .*without FSDP, .*torchrun") as refused:
+        check_form(whole, sharded=True)
+    with pytest.raises(SettingsError, match=r"checkpoint-2 .*`accelerate launch`") as too:
+        check_form(shards, sharded=False)
+    assert "delete" not in f"{refused.value} {too.value}"

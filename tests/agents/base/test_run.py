@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT
 from helpers.episodes import ANSWERED, RIGHT, episode
+from helpers.power import Disk
 
 from agents.base import resuming
 from agents.base import run as runs
@@ -197,3 +198,23 @@ def test_curves_are_drawn_at_intervals(tmp_path, monkeypatch):
 
 def _without_matplotlib(arms, path):
     raise ImportError("matplotlib")
+
+
+def test_a_power_failure_after_the_end_keeps_the_records(tmp_path, monkeypatch):
+    disk, run = Disk(monkeypatch), started(tmp_path)
+    run.log({"step": 1})
+    run.write([episode("0", ANSWERED, RIGHT)])
+    run.finish()
+    assert disk.lost(*tmp_path.glob("*.json*")) == []
+
+
+def test_a_start_that_can_not_load_the_checkpoint_changes_nothing(tmp_path, monkeypatch):
+    started(tmp_path)
+    (tmp_path / "trainer" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "trainer" / "checkpoint-1" / "trainer_state.json").write_text('{"global_step": 1}')
+    started(tmp_path, resume=True)
+    monkeypatch.setattr(runs, "sharded", lambda: True)
+    with pytest.raises(SettingsError, match="saved without shards"):
+        started(tmp_path, resume=True)
+    with pytest.raises(SettingsError, match="saved without shards"), runs.dry_run():
+        started(tmp_path, resume=True)

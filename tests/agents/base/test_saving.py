@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers.power import Disk
 from torch import distributed
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from agents.base.records import INCOMPLETE, SEAL
+from agents.base.records import INCOMPLETE, SEAL, seal
 from agents.base.resuming import last_point
 from agents.base.saving import Saving
 
@@ -156,3 +158,55 @@ def test_an_error_of_the_block_ends_the_save(tmp_path):
     with pytest.raises(OSError, match="disk"), saving.checkpoint(2):
         raise OSError("disk")
     assert dcp.save is before and point(saving) == 1
+
+
+def test_a_power_failure_finds_a_whole_checkpoint_before_the_older_one_is_deleted(
+    group, held, tmp_path, monkeypatch
+):
+    held.set()
+    disk, saving, lost = Disk(monkeypatch), Saving(tmp_path / "run" / "trainer"), []
+    delete = shutil.rmtree
+
+    def deleting(path, **options):
+        if not options:  # not what a crash left
+            lost.append(disk.lost(saving.folder / "checkpoint-2", *records))
+        delete(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", deleting)
+    records = [saving.folder.parent / f"{name}.jsonl" for name in ("metrics", "transcripts-1")]
+    for step in (1, 2):
+        saving.folder.parent.mkdir(exist_ok=True)
+        for path in records:
+            with open(path, "a") as file:
+                file.write("{}\n")
+        save(saving, step, {"weight": torch.ones(3)})
+        saving.wait()
+    assert lost == [[]] and names(saving) == ["checkpoint-2"]
+
+
+def test_the_files_are_on_the_disk_before_the_seal(tmp_path, monkeypatch):
+    disk, saving, lost = Disk(monkeypatch), Saving(tmp_path / "trainer"), []
+
+    def sealing(folder):
+        lost.extend(disk.lost(*(path for path in folder.iterdir())))
+        seal(folder)
+
+    monkeypatch.setattr("agents.base.saving.seal", sealing)
+    save(saving, 1)
+    assert lost == [] and point(saving) == 1
+
+
+def test_an_older_checkpoint_that_can_not_be_deleted_is_said_once(tmp_path, monkeypatch, capsys):
+    saving, delete = Saving(tmp_path / "trainer"), shutil.rmtree
+
+    def deleting(path, **options):
+        if path.name == "checkpoint-1" and not options:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        delete(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", deleting)
+    for step in (1, 2, 3):
+        save(saving, step)
+    assert names(saving) == ["checkpoint-1", "checkpoint-3"] and point(saving) == 3
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1 and str(saving.folder / "checkpoint-1") in told

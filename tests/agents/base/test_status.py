@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +115,23 @@ def test_the_command_that_resumes_is_the_launchers(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     launched = resume_command()  # this process's parent stands for the launcher
     assert launched.endswith(" --resume") and "agents grpo" not in launched
+
+
+@pytest.mark.parametrize("length", [20, 100_000])
+def test_on_a_full_disk_the_end_is_written_over_the_old_status(tmp_path, monkeypatch, length):
+    status = Status(tmp_path)
+    status.start()
+    write = Path.write_text
+
+    def full(path, text, **options):
+        write(path, "", **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    status.refresh(saved=3)
+    assert read(status)["saved"] == 3
+    status.end("failed", 4, "é" * length)  # six bytes each
+    found = read(status)
+    assert (found["state"], found["code"], found["saved"]) == ("failed", 1, 4)
+    assert set(found["error"]) <= {"é"} and (length > 1000 or len(found["error"]) == length)
+    assert status.path.stat().st_size <= 4096 and [*tmp_path.iterdir()] == [status.path]
