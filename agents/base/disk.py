@@ -45,8 +45,8 @@ class DiskNeed:
     def least(self) -> int:
         """The bytes without which the run can't end.
 
-        They are those of the last model and of two checkpoints, since the last one stays until the
-        next is complete; of one checkpoint, if the run saves once.
+        The last model and two checkpoints need room, because a checkpoint stays until the next is
+        complete. A run that saves once has one checkpoint.
         """
         return self.checkpoint * min(self.checkpoints, 2) + self.model
 

@@ -49,7 +49,7 @@ class _Damaged(SettingsError):
 
     Args:
         path: The file.
-        fault: Its fault.
+        fault: The fault of the file.
     """
 
     def __init__(self, path: Path, fault: str) -> None:
