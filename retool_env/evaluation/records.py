@@ -54,6 +54,9 @@ _KINDS: dict[str, Any] = {
 }
 """The types of the fields of `EvalRecord` that a reader computes with or shows."""
 
+RULES_OF_ONE_RUN = ("prompt_template", "reward")
+"""The rules that change no figure: prompts are compared by their text, and no reward is shown."""
+
 
 @dataclass(frozen=True)
 class EvalRecord:
@@ -170,7 +173,7 @@ def frozen_settings(record: EvalRecord) -> dict[str, Any]:
         "seed": record.seed,
         "prompt": record.prompt,
         "revision": record.revision,
-        **{f"rules.{name}": value for name, value in resolved_rules(record).items()},
+        **{f"rules.{name}": value for name, value in all_rules(record.rules).items()},
         **{f"sampling.{name}": value for name, value in record.sampling.items()},
     }
     return json.loads(json.dumps(values))  # a tuple equals the list that a file has
@@ -196,24 +199,11 @@ def rules_to_json(rules: Rules) -> dict[str, Any]:
     return values
 
 
-RULES_OF_ONE_RUN = ("prompt_template", "reward")
-"""The rules that change no figure: prompts are compared by their text, and no reward is shown."""
-
-
-def resolved_rules(record: EvalRecord) -> dict[str, Any]:
+def all_rules(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a record's episodes; a setting that is newer than the record had its default.
 
     Args:
-        record: The record.
-    """
-    return all_rules(record.rules)
-
-
-def all_rules(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded rules, and the defaults of the other rules, as plain JSON values.
-
-    Args:
-        recorded: The rules of a record.
+        recorded: The rules of the record.
     """
     return json.loads(json.dumps({**rules_to_json(Rules()), **recorded}))  # tuples become lists
 

@@ -20,9 +20,9 @@ from retool_env.evaluation.records import (
     EVAL,
     RULES_OF_ONE_RUN,
     EvalRecord,
+    all_rules,
     read_episodes,
     read_record,
-    resolved_rules,
 )
 from retool_env.evaluation.recover.records import (
     RECOVER,
@@ -236,7 +236,7 @@ def settings_of(record: EvalRecord) -> dict[str, Any]:
     if isinstance(record, RecoverRecord):
         names = ("suite", "part", "suite_hash", "quick", "kinds", "rates")
         settings = {"command": "retool recover", **{n: getattr(record, n) for n in names}}
-    rules = resolved_rules(record)
+    rules = all_rules(record.rules)
     return {
         **settings,
         **{"fingerprint": record.fingerprint, "revision": record.revision},

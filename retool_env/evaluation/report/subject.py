@@ -23,7 +23,7 @@ from typing import Any
 
 from retool_env.errors import DataError
 from retool_env.evaluation.progress import Say, counted
-from retool_env.evaluation.records import resolved_rules
+from retool_env.evaluation.records import all_rules
 from retool_env.evaluation.recover.protocols import PARENTS
 from retool_env.evaluation.results import cost_of
 from retool_env.evaluation.rows import price_of
@@ -272,7 +272,7 @@ def _rules_apart(subjects: Sequence[Subject]) -> list[str]:
     report shows no reward.
     """
     records = [s.run.record for s in subjects if s.run.record is not None and s.run.record.rules]
-    rules = [{**resolved_rules(record), "prompt": record.prompt} for record in records]
+    rules = [{**all_rules(record.rules), "prompt": record.prompt} for record in records]
     apart = [
         name
         for name in sorted({name for values in rules for name in values})
