@@ -9,9 +9,8 @@
 | `lock`           | held by the process that works in the folder                    |
 
 A line is written whole and at once, so that a killed process loses no finished episode. If an
-episode has several lines (it failed and was tried again), the last line counts.
-`docs/evaluation/records.md` has the JSON Schema. Folders of older versions (`results.json` and
-`transcripts.jsonl`) are read as well.
+episode has several lines (it failed and was tried again), the last line counts. The JSON Schema is
+in `docs/evaluation/records.md`. Folders of older versions (`results.json`) are read as well.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ from retool_env.transcript import StopReason, Transcript
 SCHEMA = 1
 """The version of the folder's format. Later versions are refused, earlier ones are read."""
 
-EVAL, EPISODES, USAGE = "eval.json", "episodes.jsonl", "usage.jsonl"
-FIGURES, LOCK = "figures.json", "lock"
-OLD_EVAL, OLD_EPISODES = "results.json", "transcripts.jsonl"
+EVAL, EPISODES, USAGE, LOCK = "eval.json", "episodes.jsonl", "usage.jsonl", "lock"
+FIGURES, OLD_EVAL, OLD_EPISODES = "figures.json", "results.json", "transcripts.jsonl"
 
 Key = tuple[str, int]
 """An episode of an evaluation: the problem's id and the number of the sample, from 0."""
