@@ -82,12 +82,13 @@ class Records:
             raise
 
     @classmethod
-    def check(cls, folder: Path, resume: bool = False) -> bool:
+    def check(cls, folder: Path, resume: bool = False, locked: bool = False) -> bool:
         """Checks that an evaluation can begin or go on in a folder. Nothing is written.
 
         Args:
             folder: The folder; it may be missing.
             resume: Whether the folder's evaluation is continued.
+            locked: Whether the caller holds the folder's lock.
 
         Returns:
             Whether the folder holds an evaluation to continue.
@@ -99,6 +100,8 @@ class Records:
         if (folder / cls.file).exists():
             if resume:
                 return True
+            if not locked:
+                _locked(folder).close()  # an error if another process is at work in it
             raise SettingsError(
                 f"{folder} holds an evaluation already: continue it with --resume, choose "
                 "another --name or --out, or remove the folder"
@@ -120,7 +123,7 @@ class Records:
     def _begun(
         self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
     ) -> EvalRecord:
-        if not self.check(self.folder, resume):
+        if not self.check(self.folder, resume, locked=True):
             return record
         before = self.read_record(self.folder)
         self.ended = self._ended(self.folder, before, record, problems, force)

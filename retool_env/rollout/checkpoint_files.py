@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retool_env.errors import RetoolError, SettingsError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 """The data types in which a model's weights can be loaded."""
 
 

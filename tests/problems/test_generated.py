@@ -36,7 +36,7 @@ def test_wrong_settings_are_named(make, least, most):
         with pytest.raises(SettingsError, match=f"difficulty must be {least} to {most}"):
             make(difficulty=difficulty)
     for size in (0, -1, 2.5, "5", True):
-        with pytest.raises(SettingsError, match="size must be a whole number of at least 1"):
+        with pytest.raises(SettingsError, match="size must be a whole number from 1 to 100000000"):
             make(size=size)
     with pytest.raises(ValueError, match="split"):
         make(split="dev")

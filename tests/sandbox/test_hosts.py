@@ -792,11 +792,14 @@ def test_a_token_that_a_server_repeats_is_not_shown() -> None:
         assert "Bearer [redacted] is wrong" in execution.error
 
 
-def test_an_episode_ends_unscored_and_its_record_is_json(tmp_path: Path) -> None:
+def test_an_episode_ends_unscored_and_its_record_is_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (
         speaking(says_once("200 OK", body=WRONG["NaN time"])) as (url, _),
         RemoteSandbox([url], attempts=1) as sandbox,
     ):
+        monkeypatch.setattr(sandbox, "check", lambda: None)  # it worked at the start
         env = ReToolEnv("arithmetic", difficulty=1, sandbox=sandbox)
         env.reset(seed=0)
         *_, truncated, info = env.step("<code>print(1)</code>")

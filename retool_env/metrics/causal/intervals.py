@@ -29,10 +29,11 @@ arms that hardly differ are treated alike, also if only one of them is within th
 
 Two arms are *decided* if the samples of a prefix agree at almost all prefixes, as with greedy
 sampling or with one sample: see `DECIDED`. Such arms differ at a few prefixes, and there by 1, so
-the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, the
-difference combines the intervals of two other shares: of the gains, `max(f - c, 0)`, and of the
-losses, `max(c - f, 0)`. All samples of a prefix count as one sample, and the design effect is the
-larger one of the estimated and the assumed. The ratio is `1 + d / c`, by the bounds of `d`.
+the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, and
+at fewer than twice as many problems, the difference combines the intervals of two other shares: of
+the gains, `max(f - c, 0)`, and of the losses, `max(c - f, 0)`. All samples of a prefix count as one
+sample, and the design effect is the larger one of the estimated and the assumed. The ratio is
+`1 + d / c`, by the bounds of `d`.
 
 With few problems, most of which are alike, no interval of a difference is known to hold: see
 `hardly_differ`. For numbers, which have no bounds, this is so with many problems as well: see
@@ -366,7 +367,9 @@ def _few_differences(pairs: Sequence[Pair], first: _Arm, second: _Arm) -> bool:
     cases = first.worth * float(np.abs(values[0] - values[1]).mean())
     within = float((values * (1 - values)).mean(axis=1).sum())
     whole = sum(arm.mean * (1 - arm.mean) for arm in (first, second))
-    return cases < NEAR_THE_EDGE and within <= DECIDED * whole
+    problems = len({pair.problem for pair in pairs if pair.first != pair.second})
+    few = cases < NEAR_THE_EDGE and problems < 2 * NEAR_THE_EDGE
+    return few and within <= DECIDED * whole
 
 
 def _by_gains_and_losses(pairs: Sequence[Pair], level: float = 0.95) -> tuple[float, float]:
