@@ -161,7 +161,7 @@ class Session[S: RunSettings](Run):
             if isinstance(error, RuntimeError) and (report := self.watch.report()):
                 error.add_note(report)
             text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-            ended = self.stopping.asked() and self.watch.alone()  # the error is a consequence
+            ended = self.stopping.asked() and self.watch.stopped()  # the error is a consequence
             self.status.end("stopped" if ended else "failed", saved, None if ended else text)
         self.watch.close(error)
 

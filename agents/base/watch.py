@@ -116,10 +116,9 @@ class Watch:
                 reason = str(error) or type(error).__name__
                 self._beat("ended" if error is None else f"{how}: {reason}")
 
-    def alone(self) -> bool:
-        """Whether another process was stopped by a signal, or is silent."""
-        stopped = [self._work(rank).startswith("stopped: ") for rank in self._others()]
-        return any(stopped) or bool(self._silent(SILENT_SECONDS))
+    def stopped(self) -> bool:
+        """Whether a signal ended another process: the errors of the others are a consequence."""
+        return any(self._work(rank).startswith("stopped: ") for rank in self._others())
 
     def report(self) -> str:
         """The processes that are silent or have failed; otherwise, the work of each process.

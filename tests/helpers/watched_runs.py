@@ -62,9 +62,9 @@ class Waiting:
                 await asyncio.Event().wait()
             return await act(policy, *args)
 
-        def taking(self, number, batch):
-            sampled = take(self, number, batch)
-            if number == 2:
+        def taking(self, step, batch):
+            sampled = take(self, step, batch)
+            if step.batch == 2:
                 note(runs, f"there-{rank}")
             return sampled
 

@@ -218,17 +218,9 @@ def test_a_process_that_ended_is_not_missed_and_one_that_failed_is_named(pair, c
     first._look()
     assert "rank 1 (" in first.report() and "failed: no memory" in first.report()
     second._beat("stopped: 15")
-    assert not first.alone()
+    assert not first.stopped()
     first._look()
-    assert first.alone()
-
-
-def test_a_process_whose_others_are_silent_is_alone(pair, clock):
-    first, second = pair
-    pass_time(clock, 20, first, second)
-    assert not first.alone()
-    pass_time(clock, watches.SILENT_SECONDS + 1, first)
-    assert first.alone()
+    assert first.stopped()
 
 
 def test_a_report_waits_until_a_killed_process_is_silent(pair, clock, monkeypatch):
