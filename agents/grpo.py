@@ -11,6 +11,7 @@ a bonus to the reward, or set other arguments of TRL: see `train`. `dr_grpo.py` 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -54,6 +55,8 @@ from retool_env.transcript import Transcript
 
 # TRL warns that rollout_func's interface may change; setup.cfg pins TRL's version.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# TRL still reads a property that transformers has renamed.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides and bound it by `delta`."""

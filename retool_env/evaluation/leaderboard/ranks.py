@@ -15,8 +15,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from retool_env.metrics.causal.comparison import LEAST_PROBLEMS, holm, paired_mean
-from retool_env.metrics.causal.intervals import Pair
+from retool_env.metrics.causal.comparison import LEAST_PROBLEMS, holm
+from retool_env.metrics.causal.intervals import Pair, mean_difference_if_varied
 from retool_env.metrics.sign_flip import sign_flip_p
 
 LEVEL = 0.05
@@ -62,7 +62,7 @@ def pair_tests(values: Sequence[Mapping[str, float]]) -> list[PairTest]:
     made = []
     for (first, some), (second, others) in itertools.combinations(enumerate(values), 2):
         both = [Pair(name, some[name], others[name]) for name in some if name in others]
-        mean = paired_mean(both)
+        mean = mean_difference_if_varied(both)
         differences = [pair.first - pair.second for pair in both]
         tested = sign_flip_p(differences) if len(both) >= LEAST_PROBLEMS else None
         made.append((first, second, len(both), mean.mean, mean.low, mean.high, tested))

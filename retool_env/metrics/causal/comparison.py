@@ -7,7 +7,6 @@ Holm's method (1979), so that the chance of any false finding is at most 5 %.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,7 @@ from retool_env.metrics.causal.continuation import (
     pairs,
     read_continuations,
 )
-from retool_env.metrics.causal.intervals import Pair, detectable, hardly_vary, mean_difference
-from retool_env.metrics.estimators import ClusterMean
+from retool_env.metrics.causal.intervals import Pair, detectable, mean_difference_if_varied
 from retool_env.metrics.sign_flip import sign_flip_p
 from retool_env.transcript import Transcript
 
@@ -68,7 +66,7 @@ def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) ->
             rows.append((kind, both, sign_flip_p([pair.first - pair.second for pair in both])))
     made = []
     for (kind, both, p), adjusted in zip(rows, holm([row[2] for row in rows]), strict=True):
-        mean = paired_mean(both)
+        mean = mean_difference_if_varied(both)
         made.append(
             Comparison(
                 kind,
@@ -82,16 +80,6 @@ def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) ->
             )
         )
     return made
-
-
-def paired_mean(both: Sequence[Pair]) -> ClusterMean:
-    """The mean difference of two models, without bounds if it hardly varies between problems.
-
-    Args:
-        both: The value of each common problem, of the first and of the second model.
-    """
-    mean = mean_difference(both)
-    return dataclasses.replace(mean, low=None, high=None) if hardly_vary(both) else mean
 
 
 def _effects(transcripts: Iterable[Transcript]) -> dict[str, dict[str, float]]:

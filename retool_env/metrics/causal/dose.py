@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from retool_env.errors import SettingsError
 from retool_env.metrics.causal.episodes import Episodes, calls, failure_bounds, mean, right
 from retool_env.metrics.causal.figure import SHOWN_FROM, CausalFigure, causal, unless
-from retool_env.metrics.causal.intervals import Pair, hardly_differ, mean_share, ratio, share
+from retool_env.metrics.causal.intervals import (
+    Pair,
+    hardly_differ,
+    mean_difference_if_varied,
+    mean_share,
+    ratio,
+    share,
+)
 from retool_env.metrics.estimators import cluster_mean
 from retool_env.transcript import Transcript
 
@@ -40,7 +47,9 @@ def dose_figures(by_rate: Mapping[float, Iterable[Transcript]]) -> Iterator[Caus
         )
         yield causal(
             f"dose/{rate:g}/calls",
-            cluster_mean((p, mean(some, calls)) for p, some in arm.by_problem.items()),
+            mean_difference_if_varied(
+                [Pair(p, mean(some, calls), 0.0) for p, some in arm.by_problem.items()]
+            ),
             f"Mean over problems of the mean number of calls at the rate {rate:g} of faults.",
             count=arm.count,
             failed=arm.failed,

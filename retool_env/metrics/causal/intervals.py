@@ -15,7 +15,8 @@ differ in their number of prefixes. A ratio is linearised.
 The design effect of few cases is hardly known: the few problems with such a case decide it. So it
 is averaged with the design effect of an assumed intra-class correlation. The average's weights are
 the number of problems with a case of the rarer sort, and a number for the assumption: see
-`ASSUMED_FEW` and `ASSUMED`.
+`ASSUMED_FEW` and `ASSUMED`. If the samples of a prefix agree at almost all prefixes (`DECIDED`),
+the assumed correlation is 1.
 
 An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
 a problem count as one case. Two arms are near the same edge if the mean of their shares is: so two
@@ -25,7 +26,8 @@ arms that hardly differ are treated alike, also if only one of them is within th
 * One arm near an edge and the other one far from it, arms near different edges, or all `e` are 0:
   the difference and the ratio combine the intervals of the two shares, with the correlation of
   their `e` (Newcombe, 1998; Donner and Zou, 2012). A correlation of 1 counts as 0: it would give an
-  interval without a width.
+  interval without a width. With `FEW_PROBLEMS` problems or more, this is so as well if one arm is 0
+  or 1 and the other one is not: the few cases of the other arm alone would give the spread.
 
 Two arms are *decided* if the samples of a prefix agree at almost all prefixes, as with greedy
 sampling or with one sample: see `DECIDED`. Such arms differ at a few prefixes, and there by 1, so
@@ -245,6 +247,16 @@ def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     return ClusterMean(len(pairs), len(residuals), mean, mean - half, mean + half)
 
 
+def mean_difference_if_varied(pairs: Sequence[Pair]) -> ClusterMean:
+    """`mean_difference`, without bounds where `hardly_vary` gives a reason.
+
+    Args:
+        pairs: The prefixes, in the two arms.
+    """
+    mean = mean_difference(pairs)
+    return dataclasses.replace(mean, low=None, high=None) if hardly_vary(pairs) else mean
+
+
 def detectable(pairs: Sequence[Pair], power: float = 0.8) -> float | None:
     """The smallest true difference that a test at 5 % detects with a probability.
 
@@ -336,6 +348,9 @@ def _arm(
     estimated = spread / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
     alike = float(by_problem @ by_problem) / total
     correlation, weight = ASSUMED_FEW if size < FEW_PROBLEMS else ASSUMED
+    within = float((values * (1 - values)).mean())
+    if samples.min() > 1 and 0 < mean < 1 and within <= DECIDED * mean * (1 - mean):
+        correlation = 1.0
     assumed = (1 + (alike - 1) * correlation) / total
     reciprocal = (informative * estimated + weight * assumed) / (informative + weight)
     if cautious:
@@ -358,7 +373,9 @@ def _same_edge(first: _Arm, second: _Arm) -> bool:
 def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> bool:
     """Whether the interval combines the intervals of the two shares."""
     unlike = (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
-    return unlike or not np.any(np.abs(residuals) > 1e-12)
+    constant = (first.mean in (0, 1)) != (second.mean in (0, 1))
+    by_one_arm = constant and len(residuals) >= FEW_PROBLEMS
+    return unlike or by_one_arm or not np.any(np.abs(residuals) > 1e-12)
 
 
 def _few_differences(pairs: Sequence[Pair], first: _Arm, second: _Arm) -> bool:

@@ -7,10 +7,11 @@ At a failed call, four arms go on with different results:
 | `keep`   | the call and its error                                                     |
 | `drop`   | neither the call nor its result                                            |
 | `bare`   | the call, and the word "Error"                                             |
-| `mended` | the call, and the result of the run's first later call that ran            |
+| `mended` | the call, and the result of the run's first later call that ran. A run      |
+|          | without such a call shows the right value of the stage, on staged problems |
 
-A run without a later call that ran has no arm `mended`. Its prefixes are counted and left out. So
-the figures with this arm are upper bounds.
+Other runs without a later call that ran have no arm `mended`. Their prefixes are counted and left
+out. So the figures with this arm are upper bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from retool_env.metrics.causal.figure import CausalFigure, arm_difference, arm_s
 ARMS = ("keep", "drop", "bare", "mended")
 """The arms at a failed call."""
 
-_BOUND = " An upper bound: prefixes of runs without a later call that ran are left out."
+_BOUND = (
+    " An upper bound: prefixes of runs without a later call that ran are left out, unless the "
+    "problem is staged and the stage's right value is known."
+)
 _FIGURES = {
     "message": (("keep", "bare"), "Value of the message: accuracy of keep minus bare."),
     "error": (("mended", "keep"), "Cost of an error: accuracy of mended minus keep." + _BOUND),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from helpers.forks import fork
 from hypothesis import given
@@ -75,3 +77,15 @@ def test_holm_never_lowers_a_p_value_and_keeps_the_order(values):
     ranked = [q for _, q in sorted(zip(values, adjusted, strict=True))]
     assert ranked == sorted(ranked)
     assert all(q <= min(1, len(values) * p) for p, q in zip(values, adjusted, strict=True))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni_tests(values):
+    """A hypothesis falls if each intersection that holds it falls by Bonferroni's test."""
+    indices = range(len(values))
+    subsets = [s for size in indices for s in itertools.combinations(indices, size + 1)]
+    by_closure = [
+        max(min(1.0, len(s) * min(values[j] for j in s)) for s in subsets if i in s)
+        for i in indices
+    ]
+    assert holm(values) == pytest.approx(by_closure)

@@ -89,3 +89,13 @@ def test_failures_bound_the_area_and_its_ratio_both_ways():
     assert ratio.highest == pytest.approx((0.5 + 0.5) / 2 / 0.5)
     without = figures({0.0: some("a", 2, 3), 1.0: some("a", 1, 3)})
     assert without["dose/area"].lowest is without["dose/area_ratio"].highest is None
+
+
+def test_equal_numbers_of_calls_have_no_interval():
+    """All problems have one call: an interval without a width would claim to be exact."""
+    same = [one for i in range(40) for one in some(f"p{i}", 1, 2, calls=1)]
+    other = [one for i in range(40) for one in some(f"p{i}", 1, 2, calls=1 + (i < 5))]
+    found = figures({0: same, 1: other})
+    flat, spread = found["dose/0/calls"], found["dose/1/calls"]
+    assert (flat.mean, flat.low, flat.high, flat.shown) == (1, None, None, True)
+    assert spread.low < spread.mean == 45 / 40 < spread.high

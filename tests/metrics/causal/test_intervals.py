@@ -87,6 +87,29 @@ def test_arms_that_hardly_differ_are_treated_alike_on_both_sides_of_the_edge():
     assert found.high - found.mean == pytest.approx(quantile(values) * error * (1 + 3 / 102))
 
 
+def test_an_arm_without_a_case_leaves_the_bound_to_the_other_arms_share():
+    """Three of 60 problems have a case: the upper bound is a share's, well above `d + t * s`."""
+    pairs = [Pair(i, 0.5 if i < 3 else 0.0, 0.0, 4) for i in range(60)]
+    found, first = difference(pairs), share((p.problem, p.first, p.samples) for p in pairs)
+    assert found.mean == first.mean == 1.5 / 60
+    assert found.high == pytest.approx(first.high)
+    assert found.low < first.low
+    by_spread = mean_difference(pairs)
+    assert found.high - found.mean > 1.2 * (by_spread.high - by_spread.mean)
+    mirrored = difference([Pair(p.problem, 1.0, 1 - p.first, 4) for p in pairs])
+    assert (mirrored.low, mirrored.high) == pytest.approx((found.low, found.high))
+
+
+def test_samples_that_agree_count_as_one_sample_of_the_problem():
+    """Ten samples of a problem that agree hold hardly more than one."""
+    agreeing = share((i, float(i % 4 > 0), 10) for i in range(20))
+    wavering = share((i, (0.3, 0.9, 0.9, 0.9)[i % 4], 10) for i in range(20))
+    alone = wilson(0.75, 20, t_quantile(19))
+    assert agreeing.mean == pytest.approx(wavering.mean)
+    assert agreeing.high - agreeing.low > 0.95 * (alone.high - alone.low)
+    assert wavering.high - wavering.low < 0.8 * (alone.high - alone.low)
+
+
 def test_prefixes_of_a_problem_are_one_cluster():
     once = spread()
     assert difference(once * 3).low == pytest.approx(difference(once).low)
