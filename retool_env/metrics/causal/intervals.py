@@ -15,8 +15,8 @@ differ in their number of prefixes. A ratio is linearised.
 The design effect of few cases is hardly known: the few problems with such a case decide it. So it
 is averaged with the design effect of an assumed intra-class correlation. The average's weights are
 the number of problems with a case of the rarer sort, and a number for the assumption: see
-`ASSUMED_FEW` and `ASSUMED`. If the samples of a prefix agree at almost all prefixes (`DECIDED`),
-the assumed correlation is 1.
+`ASSUMED_FEW` and `ASSUMED`. If the samples agree at almost all problems (`DECIDED`), the assumed
+correlation is 1.
 
 An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
 a problem count as one case. Two arms are near the same edge if the mean of their shares is: so two
@@ -29,13 +29,12 @@ arms that hardly differ are treated alike, also if only one of them is within th
   interval without a width. With `FEW_PROBLEMS` problems or more, this is so as well if one arm is 0
   or 1 and the other one is not: the few cases of the other arm alone would give the spread.
 
-Two arms are *decided* if the samples of a prefix agree at almost all prefixes, as with greedy
-sampling or with one sample: see `DECIDED`. Such arms differ at a few prefixes, and there by 1, so
-the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, and
-at fewer than twice as many problems, the difference combines the intervals of two other shares: of
-the gains, `max(f - c, 0)`, and of the losses, `max(c - f, 0)`. All samples of a prefix count as one
-sample, and the design effect is the larger one of the estimated and the assumed. The ratio is
-`1 + d / c`, by the bounds of `d`.
+Two arms are *decided* if the samples of a problem agree at almost all problems, as with greedy
+sampling or with one sample: see `DECIDED`. Such arms differ at a few problems, and there by 1, so
+the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, the
+difference combines the intervals of two other shares: of the gains, `max(f - c, 0)`, and of the
+losses, `max(c - f, 0)`. All samples of a prefix count as one sample, and the design effect is the
+larger one of the estimated and the assumed. The ratio is `1 + d / c`, by the bounds of `d`.
 
 With few problems, most of which are alike, no interval of a difference is known to hold: see
 `hardly_differ`. For numbers, which have no bounds, this is so with many problems as well: see
@@ -68,9 +67,9 @@ FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 """With fewer problems than the first number, a difference or a ratio is shown if the two arms
 differ at as many problems as the second number. A difference of numbers is always shown under this
 condition only, where a problem counts if its difference is not the most frequent one."""
-DECIDED = 0.07
-"""Two arms are decided if their variance within prefixes is at most this share of the whole
-variance of one sample: 0 if all samples of a prefix agree, 1 if the prefixes are alike."""
+DECIDED = 0.12
+"""Arms are decided if their variance within problems is at most this share of the whole variance
+of one sample: 0 if all samples of a problem agree, 1 if the problems are alike."""
 
 
 class Pair(NamedTuple):
@@ -138,7 +137,7 @@ def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = first.residuals - second.residuals
-    if _few_differences(pairs, first, second):
+    if _few_differences(pairs, first):
         low, high = _by_gains_and_losses(pairs, level)
     elif _combines(first, second, residuals):
         r = _correlation(first, second)
@@ -169,7 +168,7 @@ def ratio(pairs: Sequence[Pair]) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = (first.residuals - mean * second.residuals) / second.mean
-    if _few_differences(pairs, first, second):
+    if _few_differences(pairs, first):
         low, high = (1 + bound / second.mean for bound in _by_gains_and_losses(pairs))
     elif _combines(first, second, residuals):
         low, high = _combined_ratio(first, second)
@@ -348,15 +347,13 @@ def _arm(
     estimated = spread / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
     alike = float(by_problem @ by_problem) / total
     correlation, weight = ASSUMED_FEW if size < FEW_PROBLEMS else ASSUMED
-    within = float((values * (1 - values)).mean())
-    if samples.min() > 1 and 0 < mean < 1 and within <= DECIDED * mean * (1 - mean):
+    if 0 < mean < 1 and _decided(index, values):
         correlation = 1.0
     assumed = (1 + (alike - 1) * correlation) / total
     reciprocal = (informative * estimated + weight * assumed) / (informative + weight)
     if cautious:
         reciprocal = max(estimated, assumed)
-    degrees = max(size - 1, 1)
-    interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
+    interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(max(size - 1, 1), level))
     worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
     return _Arm(mean, interval.low, interval.high, residuals, worth)
 
@@ -373,20 +370,26 @@ def _same_edge(first: _Arm, second: _Arm) -> bool:
 def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> bool:
     """Whether the interval combines the intervals of the two shares."""
     unlike = (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
-    constant = (first.mean in (0, 1)) != (second.mean in (0, 1))
-    by_one_arm = constant and len(residuals) >= FEW_PROBLEMS
-    return unlike or by_one_arm or not np.any(np.abs(residuals) > 1e-12)
+    one_constant = (first.mean in (0, 1)) != (second.mean in (0, 1))
+    unlike = unlike or (one_constant and len(residuals) >= FEW_PROBLEMS)
+    return unlike or not np.any(np.abs(residuals) > 1e-12)
 
 
-def _few_differences(pairs: Sequence[Pair], first: _Arm, second: _Arm) -> bool:
+def _decided(index: np.ndarray[Any, Any], *arms: np.ndarray[Any, Any]) -> bool:
+    """Whether almost all samples of a problem agree in these arms: see `DECIDED`."""
+    numbers, within, whole = np.bincount(index), 0.0, 0.0
+    for values in arms:
+        means = np.bincount(index, values) / numbers
+        within += float(numbers @ (means * (1 - means))) / len(values)
+        whole += float(values.mean() * (1 - values.mean()))
+    return within <= DECIDED * whole
+
+
+def _few_differences(pairs: Sequence[Pair], first: _Arm) -> bool:
     """Whether the arms are decided, and differ by few cases: see the module."""
-    values = _values(pairs)
-    cases = first.worth * float(np.abs(values[0] - values[1]).mean())
-    within = float((values * (1 - values)).mean(axis=1).sum())
-    whole = sum(arm.mean * (1 - arm.mean) for arm in (first, second))
-    problems = len({pair.problem for pair in pairs if pair.first != pair.second})
-    few = cases < NEAR_THE_EDGE and problems < 2 * NEAR_THE_EDGE
-    return few and within <= DECIDED * whole
+    a, b = _values(pairs)
+    few = first.worth * float(np.abs(a - b).mean()) < NEAR_THE_EDGE
+    return few and _decided(_index([pair.problem for pair in pairs]), a, b)
 
 
 def _by_gains_and_losses(pairs: Sequence[Pair], level: float = 0.95) -> tuple[float, float]:
@@ -435,8 +438,7 @@ def _root(a: float, b: float, r: float) -> float:
 
 def _combined_ratio(first: _Arm, second: _Arm) -> tuple[float, float]:
     """The bounds of `first / second` from the bounds of both (Donner and Zou, 2012)."""
-    a, b, r = first.mean, second.mean, _correlation(first, second)
-    low, high = (0.0, math.inf)
+    a, b, r, low, high = first.mean, second.mean, _correlation(first, second), 0.0, math.inf
     product = a * b - r * (a - first.low) * (second.high - b)
     inner = product**2 - first.low * second.high * (2 * a - first.low) * (2 * b - second.high)
     if (bottom := second.high * (2 * b - second.high)) > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -223,6 +224,24 @@ def test_arms_that_differ_at_many_problems_or_waver_are_not_by_gains_and_losses(
         error = math.sqrt(sum((v - mean) ** 2 for v in values) / 59 / 60)
         found = difference(pairs)
         assert found.high - found.mean == pytest.approx(quantile(values) * error)
+
+
+def test_small_differences_at_many_problems_do_not_exclude_a_whole_one_of_decided_arms():
+    """The arms differ by one of 16 samples at 12 of 200 problems: a loss of all may still exist."""
+    pairs = [Pair(i, float(i % 2), abs(i % 2 - (i < 12) / 16), 16) for i in range(200)]
+    found = difference(pairs)
+    values = [pair.first - pair.second for pair in pairs]
+    error = math.sqrt(sum(v**2 for v in values) / 199 / 200)
+    assert abs(found.mean) < 1e-9 and 0.012 < found.high < 0.03
+    assert found.high > 5 * quantile(values) * error
+
+
+def test_many_prefixes_of_a_problem_that_differ_are_not_decided():
+    """With one sample, the samples of a prefix agree by themselves; those of a problem do not."""
+    draw = random.Random(0)
+    sides = [(i, draw.random() < 0.95, draw.random() < 0.95) for i in range(48) for _ in range(30)]
+    found = difference([Pair(i, float(a), float(b), 1) for i, a, b in sides])
+    assert found.high - found.low < 0.04  # 0.16 by gains and losses
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.25])
