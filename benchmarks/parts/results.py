@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.base.records import write_atomically
 from benchmarks.parts.machine import circumstances
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -22,7 +23,7 @@ def write_results(path: Path, figures: dict[str, Any], indent: int = 2) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**circumstances(), **figures}, indent=indent, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_atomically(path, text + "\n")
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:

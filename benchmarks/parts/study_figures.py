@@ -37,7 +37,7 @@ from retool_env.metrics.causal.continuation import (
     pairs,
     read_continuations,
 )
-from retool_env.metrics.causal.intervals import Pair, mean_difference, ratio, share
+from retool_env.metrics.causal.intervals import Pair, mean_difference_if_varied, ratio, share
 from retool_env.metrics.estimators import ClusterMean, t_quantile
 from retool_env.metrics.summary import summarise_along
 
@@ -160,7 +160,7 @@ def paired(
 
 
 def counted(*models: Prefixes) -> list[str]:
-    """The kinds that count: right from the true result at two problems or more, in each model.
+    """The kinds that count: right from the true result at enough problems, in each model.
 
     Args:
         *models: The prefixes of each model.
@@ -169,7 +169,8 @@ def counted(*models: Prefixes) -> list[str]:
     def problems(some: Iterable[Pair]) -> int:
         return len({pair.problem for pair in some if pair.second})
 
-    return [kind for kind in models[0] if all(problems(m.get(kind, ())) > 1 for m in models)]
+    kinds = models[0]
+    return [k for k in kinds if all(problems(m.get(k, ())) >= LEAST_PROBLEMS for m in models)]
 
 
 def mean_ratio(prefixes: Prefixes, kinds: Sequence[str], without: str | None = None) -> float:
@@ -177,7 +178,7 @@ def mean_ratio(prefixes: Prefixes, kinds: Sequence[str], without: str | None = N
 
     Args:
         prefixes: The prefixes.
-        kinds: The kinds, each of them right from the true result at two problems or more.
+        kinds: The kinds, each of them right from the true result at enough problems.
         without: A problem that is left out.
     """
     ratios = []
@@ -275,7 +276,7 @@ def accuracy_change(before: Sequence[Evaluation], after: Sequence[Evaluation]) -
         for problem, (mean, _) in first["accuracy"].items()
         if problem in second["accuracy"]
     ]
-    found = mean_difference(rows)
+    found = mean_difference_if_varied(rows)
     return Change(found.mean, found.low, found.high, found.clusters)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.parts.study_figures import kinds_of, recovery
+from benchmarks.parts.study_figures import counted, kinds_of, pairs_of, recovery
 from benchmarks.parts.study_plan import SEEDS
 from benchmarks.parts.study_values import DISTANCES
 from retool_env.pictures import Point, curve, picture, share_axis, whole_numbers
@@ -17,7 +17,8 @@ def observed_and_causal(results: Results) -> dict[str, dict[str, list[Point]]]:
     """The points of the picture: the observed and the causal recovery along GRPO, by seed.
 
     Observed is the share of failed calls whose next call ran, in the rollouts of each third.
-    Causal is the recovery ratio of the seen and of the held-out kinds along the run.
+    Causal is the recovery ratio of the seen and of the held-out kinds along the run. The kinds are
+    those that count at each point of the run.
 
     Args:
         results: The results.
@@ -43,7 +44,9 @@ def observed_and_causal(results: Results) -> dict[str, dict[str, list[Point]]]:
         ]
         series = {"failed calls whose next call ran": observed}
         for name, seen in (("seen kinds", True), ("held-out kinds", False)):
-            ratios = ((step, recovery([each], kinds_of(seen))) for step, each in along)
+            kinds = kinds_of(seen)
+            common = counted(*(pairs_of([each], kinds) for _, each in along))
+            ratios = ((step, recovery([each], common)) for step, each in along if common)
             series[name] = [
                 (step, ratio.mean, ratio.low, ratio.high)
                 for step, ratio in ratios

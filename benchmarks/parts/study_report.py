@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.study_cells import NOT_RUN, figures_of, percent, points, pooled, rows_of
 from benchmarks.parts.study_figures import (
     GROUPS,
     Change,
@@ -19,6 +20,7 @@ from benchmarks.parts.study_figures import (
     accuracy_change,
     group_of,
     kinds_of,
+    pairs_of,
     recovery,
     recovery_change,
 )
@@ -34,11 +36,10 @@ from benchmarks.parts.study_plan import (
 )
 from benchmarks.parts.study_values import DISTANCES
 from retool_env.faults import KINDS
+from retool_env.metrics.causal.intervals import difference
 
 PICTURE, VALUES_PICTURE = "recovery_study.png", "recovery_values.png"
 """The names of the pictures, beside the page."""
-NOT_RUN = "not run"
-"""The text of a cell whose part has not been run."""
 HEAD = Path(__file__).with_name("recovery_study.md")
 """The text of the page around the tables, with a line `{{name}}` for each table."""
 
@@ -68,7 +69,9 @@ def write_page(plan: Plan, page: Path) -> None:
         "use": lambda: use_table(results),
         "recovery": lambda: recovery_table(results),
         "observed": lambda: observed_table(results),
+        "sorts": lambda: sorts_table(results),
         "kinds": lambda: kinds_table(results),
+        "effects": lambda: kinds_table(results, effect=True),
         "faults": lambda: faults_table(results),
         "values": lambda: values_table(results),
         "picture": lambda: [_image(PICTURE, bool(series), "observed and causal recovery")],
@@ -93,42 +96,6 @@ def _image(name: str, drawn: bool, text: str) -> str:
     )
 
 
-# --- texts of figures ---------------------------------------------------------------------------
-
-
-def percent(mean: float | None, low: float | None, high: float | None) -> str:
-    """A share with its interval, in percent.
-
-    Args:
-        mean: The share; `None`: it has no case.
-        low: Lower bound of the interval; `None`: unknown.
-        high: Upper bound of the interval; `None`: unknown.
-    """
-    if mean is None:
-        return "–"
-    return f"{100 * mean:.0f} % [{_bound(low)}, {_bound(high)}]"
-
-
-def _bound(bound: float | None) -> str:
-    return "–" if bound is None else f"{100 * bound:.0f}"
-
-
-def points(change: Change) -> str:
-    """A change in points, with its interval and its verdict.
-
-    Args:
-        change: The change.
-    """
-    if change.mean is None:
-        return "–"
-    interval = f"[{_signed(change.low)}, {_signed(change.high)}]"
-    return f"{_signed(change.mean)} {interval}: {change.verdict}"
-
-
-def _signed(number: float | None) -> str:
-    return "–" if number is None else f"{100 * number:+.0f}".replace("-", "−")
-
-
 def _figure(evaluation: dict[str, Any], key: str) -> str:
     figure = evaluation["figures"].get(key)
     if figure is None or figure["mean"] is None:
@@ -137,30 +104,17 @@ def _figure(evaluation: dict[str, Any], key: str) -> str:
     return text if figure["shown"] else "not shown"
 
 
-def _rows(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
+def _named(run: str, seeds: Sequence[int]) -> str:
+    return f"{run}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _figures(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    """A table of figures, or a line of text if no part of it has been run.
+def _common(results: Results, *runs: str) -> list[int]:
+    """The seeds of which all these runs are done."""
+    return [seed for seed in SEEDS if all(f"{run}-{seed}" in results for run in runs)]
 
-    A run has one row for all seeds that have not been run.
-    """
-    kept: list[Sequence[str]] = []
-    missing: dict[str, list[str]] = {}  # the seeds that have not been run, by run
-    for row in rows:
-        run, _, seed = row[0].rpartition(", seed ")
-        if run and row[1] == NOT_RUN:
-            seeds = missing.setdefault(run, [])
-            seeds.append(seed)
-            if len(seeds) > 1:
-                kept[-1] = [f"{run}, seeds {', '.join(seeds)}", *row[1:]]
-                continue
-        kept.append(row)
-    if all({*row[1:]} <= {NOT_RUN, "–"} for row in kept):
-        return ["No part of this table has been run."]
-    return _rows(head, iter(kept))
+
+def _each_and_all(seeds: Sequence[int]) -> list[list[int]]:
+    return [[seed] for seed in seeds] + ([list(seeds)] if len(seeds) > 1 else [])
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -187,7 +141,7 @@ def parts_table(plan: Plan, results: Results) -> list[str]:
         f"- **{study}.** {question} Left: {hours_left(plan, study):.1f} hours."
         for study, question in STUDIES.items()
     ]
-    return [*lines, "", *_rows(("study", "part", "hours", "state", "command"), rows())]
+    return [*lines, "", *rows_of(("study", "part", "hours", "state", "command"), rows())]
 
 
 def _pairs(
@@ -223,7 +177,7 @@ def use_table(results: Results) -> list[str]:
                 *(_figure(whole, key) for key in keys),
             ]
 
-    return _figures(head, rows())
+    return figures_of(head, rows())
 
 
 def recovery_table(results: Results) -> list[str]:
@@ -239,24 +193,68 @@ def recovery_table(results: Results) -> list[str]:
 
     def rows() -> Iterator[list[str]]:
         for run in ("cold", *ALGORITHMS):
-            seeds = [seed for seed in SEEDS if f"{run}-{seed}" in results]
-            seeds = [seed for seed in seeds if f"cold-{seed}" in results]
-            for some in [[seed] for seed in seeds] + ([seeds] if len(seeds) > 1 else []):
-                name = f"{run}, {'all seeds' if len(some) > 1 else f'seed {some[0]}'}"
-                before, after = (_wholes(results, each, some) for each in ("cold", run))
-                row = [name, "–" if run == "cold" else points(accuracy_change(before, after))]
+            seeds = _common(results, run, "cold")
+            for some in _each_and_all(seeds):
+                row = [
+                    _named(run, some),
+                    "–" if run == "cold" else _accuracy_text(results, "cold", run, some),
+                ]
                 for seen in (True, False):
                     kinds = kinds_of(seen)
-                    ratio = recovery(after, kinds)
-                    changed = recovery_change(before, after, kinds)
+                    ratio = recovery(_wholes(results, run, some), kinds)
                     row.append(percent(ratio.mean, ratio.low, ratio.high))
-                    row.append("–" if run == "cold" else points(changed))
+                    row.append(
+                        "–" if run == "cold" else _change_text(results, "cold", run, some, kinds)
+                    )
                 yield row
-            missing = [str(seed) for seed in SEEDS if seed not in seeds]
+            missing = [seed for seed in SEEDS if seed not in seeds]
             if missing:
-                yield [f"{run}, seeds {', '.join(missing)}", NOT_RUN, *["–"] * 4]
+                yield [_named(run, missing), NOT_RUN, *["–"] * 4]
 
-    return _figures(head, rows())
+    return figures_of(head, rows())
+
+
+def _accuracy_text(results: Results, base: str, run: str, seeds: Sequence[int]) -> str:
+    def change(some: Sequence[int]) -> Change:
+        return accuracy_change(_wholes(results, base, some), _wholes(results, run, some))
+
+    return pooled(change, seeds)
+
+
+def _change_text(
+    results: Results, base: str, run: str, seeds: Sequence[int], kinds: Sequence[str]
+) -> str:
+    def change(some: Sequence[int]) -> Change:
+        return recovery_change(_wholes(results, base, some), _wholes(results, run, some), kinds)
+
+    return pooled(change, seeds)
+
+
+def sorts_table(results: Results) -> list[str]:
+    """The change of the recovery ratio against the cold start, explicit and silent kinds apart.
+
+    Args:
+        results: The results.
+    """
+    head = (
+        "run",
+        *(f"{g}, {sort}" for g in ("seen", "held out") for sort in ("explicit", "silent")),
+    )
+
+    def rows() -> Iterator[list[str]]:
+        for run in (*ALGORITHMS, *(name for name, rate in RATES.items() if rate)):
+            if seeds := _common(results, run, "cold"):
+                groups = [
+                    [kind for kind in kinds_of(seen) if KINDS[kind].sort == sort]
+                    for seen in (True, False)
+                    for sort in ("explicit", "silent")
+                ]
+                texts = (_change_text(results, "cold", run, seeds, kinds) for kinds in groups)
+                yield [_named(run, seeds), *texts]
+            else:
+                yield [_named(run, SEEDS), NOT_RUN, *["–"] * 3]
+
+    return figures_of(head, rows())
 
 
 def _wholes(results: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -292,7 +290,7 @@ def observed_table(results: Results) -> list[str]:
                 ]
                 before = int(last)
 
-    return _figures(head, rows())
+    return figures_of(head, rows())
 
 
 def _percent_of(share: float | None) -> str:
@@ -304,60 +302,74 @@ def _estimate(estimate: dict[str, Any]) -> str:
     return "–" if interval is None else percent(*(interval[k] for k in ("mean", "low", "high")))
 
 
-def kinds_table(results: Results) -> list[str]:
-    """The effect and the recovery ratio of each kind, before and after GRPO, all seeds that ran.
+def kinds_table(results: Results, effect: bool = False) -> list[str]:
+    """The recovery ratio of each kind before and after GRPO, at the seeds of which all models ran.
 
     Args:
         results: The results.
+        effect: Whether the table has the fault effect in points instead.
     """
     runs = ("cold", "grpo", "faults25")
-    seeds = {run: [s for s in SEEDS if f"{run}-{s}" in results] for run in runs}
+    seeds = _common(results, *runs)
+    suffix = f", {_named('', seeds)[2:]}" if seeds else ""
+    names = ("cold start", "after GRPO", "after GRPO, faults 0.25")
+
+    def text(run: str, kind: str) -> str:
+        if not seeds:
+            return NOT_RUN
+        if effect:
+            pairs = pairs_of(_wholes(results, run, seeds), [kind])[kind]
+            found = difference(pairs)
+            change = Change(found.mean, found.low, found.high, found.clusters)
+            return "–" if found.mean is None else points(change).rpartition(":")[0]
+        kept = recovery(_wholes(results, run, seeds), [kind])
+        many = f", {kept.clusters} problems" if kept.count else ""
+        return percent(kept.mean, kept.low, kept.high) + many
 
     def rows() -> Iterator[list[str]]:
-        for group in GROUPS if any(seeds.values()) else ():
+        for group in GROUPS if seeds else ():
             for kind in (k for k in KINDS.values() if group_of(k.name) == group):
                 row = [f"**{group}**" if group == GROUPS[1] else group]
                 row += [f"`{kind.name}`" + r" \*" * kind.invented, kind.sort]
-                for run in runs:
-                    kept = recovery(_wholes(results, run, seeds[run]), [kind.name])
-                    many = f", n = {kept.count}" if kept.count else ""
-                    text = percent(kept.mean, kept.low, kept.high)
-                    row.append(f"{text}{many}" if seeds[run] else NOT_RUN)
-                yield row
+                yield row + [text(run, kind.name) for run in runs]
 
-    return _figures(
-        ("", "kind", "sort", "cold start", "after GRPO", "after GRPO, faults 0.25"), rows()
-    )
+    return figures_of(("", "kind", "sort", *(name + suffix for name in names)), rows())
 
 
 def faults_table(results: Results) -> list[str]:
-    """Training under faults: recovery from held-out kinds, and accuracy, against rate 0.
+    """Training under faults: accuracy, and recovery from seen and held-out kinds, against rate 0.
 
     Args:
         results: The results.
     """
-    head = ("fault rate, seed", "right without faults", "change", "held-out kinds: ratio", "change")
+    head = (
+        *("fault rate, seed", "right without faults", "change", "seen kinds: change"),
+        *("held-out kinds: ratio", "change"),
+    )
 
     def rows() -> Iterator[list[str]]:
         for run, rate in RATES.items():
-            for seed in SEEDS:
-                name = f"{rate:g}, seed {seed}"
-                if not {f"{run}-{seed}", f"grpo-{seed}"} <= results.keys():
-                    yield [name, NOT_RUN, *["–"] * 3]
-                    continue
-                base, own = (_wholes(results, each, [seed]) for each in ("grpo", run))
-                ratio, mean = recovery(own, kinds_of(False)), accuracy(own)
-                changes = accuracy_change(base, own), recovery_change(base, own, kinds_of(False))
-                texts = [points(change) if rate else "–" for change in changes]
-                yield [
-                    name,
-                    percent(mean.mean, mean.low, mean.high),
-                    texts[0],
-                    percent(ratio.mean, ratio.low, ratio.high),
-                    texts[1],
-                ]
+            seeds = _common(results, run, "grpo")
+            for some in _each_and_all(seeds):
+                own = _wholes(results, run, some)
+                mean, ratio = accuracy(own), recovery(own, kinds_of(False))
+                changes = ["–"] * 3
+                if rate:
+                    changes = [
+                        _accuracy_text(results, "grpo", run, some),
+                        *(
+                            _change_text(results, "grpo", run, some, kinds_of(s))
+                            for s in (True, False)
+                        ),
+                    ]
+                kept = percent(ratio.mean, ratio.low, ratio.high)
+                right = percent(mean.mean, mean.low, mean.high)
+                yield [_named(f"{rate:g}", some), right, *changes[:2], kept, changes[2]]
+            missing = [seed for seed in SEEDS if seed not in seeds]
+            if missing:
+                yield [_named(f"{rate:g}", missing), NOT_RUN, *["–"] * 4]
 
-    return _figures(head, rows())
+    return figures_of(head, rows())
 
 
 def values_table(results: Results) -> list[str]:
@@ -366,7 +378,7 @@ def values_table(results: Results) -> list[str]:
     Args:
         results: The results.
     """
-    head = ("model", "false value", "cases", "noticed", "adopted (contagion)", "right")
+    head = ("model", "value", "cases", "noticed", "adopted (contagion)", "right")
 
     def rows() -> Iterator[list[str]]:
         parts = [part for part in results.values() if "values" in part]
@@ -374,6 +386,9 @@ def values_table(results: Results) -> list[str]:
             yield ["all", NOT_RUN, *["–"] * 4]
         for part in parts:
             for model, measured in part["values"].items():
+                checks = measured["figures"][next(iter(DISTANCES))]["checks_of_true"]
+                share = percent(*(checks[k] for k in ("mean", "low", "high")))
+                yield [model, "the true one", str(checks["count"]), f"checked: {share}", "–", "–"]
                 for name in DISTANCES:
                     own = measured["figures"][name]
                     yield [
@@ -384,7 +399,7 @@ def values_table(results: Results) -> list[str]:
                         percent(*(own["right"][k] for k in ("mean", "low", "high"))),
                     ]
 
-    return _figures(head, rows())
+    return figures_of(head, rows())
 
 
 def _change(mean: dict[str, Any]) -> Change:

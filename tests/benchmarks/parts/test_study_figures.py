@@ -66,9 +66,10 @@ def test_no_claim_is_about_a_held_out_kind_with_the_text_of_a_seen_kind():
 
 def test_a_recovery_ratio_is_of_the_named_kinds_alone_which_have_equal_weights():
     rows = {
-        "busy": [[name, 0.5, 1.0, 2] for name in "abc"],
-        "empty": [["a", 0.0, 1, 2], ["b", 0.2, 1, 2]],
-        "gone": [["a", 1.0, 1.0, 2], ["b", 0.0, 0.0, 2]],  # right from the true result once
+        "busy": [[name, 0.5, 1.0, 2] for name in "abcdefghijkl"],
+        "empty": [[name, at % 2 / 5, 1, 2] for at, name in enumerate("abcdefghij")],
+        # Right from the true result at nine problems: one fewer than the rule asks for.
+        "gone": [[name, float(name < "j"), float(name < "j"), 2] for name in "abcdefghijkl"],
     }
     one = {"pairs": rows}
     assert recovery([one], ["busy"]).mean == 0.5
@@ -77,8 +78,8 @@ def test_a_recovery_ratio_is_of_the_named_kinds_alone_which_have_equal_weights()
     assert recovery([one], ["memory", "gone"]).mean is None
     for some in ([one], [one, one]):
         found = recovery(some, ["busy", "empty", "gone"])
-        assert found.mean == pytest.approx(0.3)  # not 1.7 / 5, the ratio of all prefixes
-        assert (found.count, found.clusters) == (5 * len(some), 3)
+        assert found.mean == pytest.approx(0.3)  # not 7 / 22, the ratio of all prefixes
+        assert (found.count, found.clusters) == (22 * len(some), 12)
     assert found.low >= 0 and found.high > found.mean
     assert pairs_of([one], ["empty"])["empty"][1] == Pair("b", 0.2, 1, 2)
 
@@ -93,7 +94,7 @@ def test_a_change_of_the_mix_of_kinds_alone_is_no_change_of_the_ratio():
             }
         }
 
-    before, after = [mixed(12)], [mixed(2)]
+    before, after = [mixed(12)], [mixed(10)]
     assert recovery(before, ["busy", "empty"]).mean == pytest.approx(0.55)
     assert recovery(after, ["busy", "empty"]).mean == pytest.approx(0.55)
     found = recovery_change(before, after, ["busy", "empty"])
@@ -113,9 +114,11 @@ def test_a_change_is_of_the_problems_of_both_models_and_counts_these():
     def of(numbers, mean):
         return {"pairs": {"busy": [[f"p{at}", mean + 0.05 * (-1) ** at, 1.0, 4] for at in numbers]}}
 
-    # Six problems for each model, two of them for both.
-    found = recovery_change([of(range(6), 0.2)], [of(range(4, 10), 0.8)], ["busy"])
-    assert found.problems == 2 and found.verdict == "not shown"
+    # Twelve problems for each model, nine of them for both: the kind does not count.
+    found = recovery_change([of(range(12), 0.2)], [of(range(3, 15), 0.8)], ["busy"])
+    assert found == Change(None, None, None, 0)
+    found = recovery_change([of(range(12), 0.2)], [of(range(2, 14), 0.8)], ["busy"])
+    assert (found.mean, found.problems) == (pytest.approx(0.6), 10)
     # Problems of one model alone don't move the change, nor do those of another seed.
     before, after = of(range(12), 0.2), of(range(12), 0.8)
     before["pairs"]["busy"] += [[f"q{at}", 1.0, 1.0, 4] for at in range(20)]
@@ -152,8 +155,12 @@ def test_a_change_without_a_case_or_on_few_problems_is_not_shown():
 def test_accuracy_is_of_the_problems_of_both_models():
     before, after = evaluation(0.2, right=0.25), evaluation(0.2, right=0.75, problems=11)
     assert accuracy([before]).mean == 0.25
+    found = accuracy_change([before], [after])  # all change alike: no width is known
+    assert (found.mean, found.problems, found.verdict) == (0.5, 11, "not shown")
+    for at, name in enumerate(after["accuracy"]):
+        after["accuracy"][name][0] = 0.65 + at * 0.02
     found = accuracy_change([before], [after])
-    assert found.mean == 0.5 and found.problems == 11 and found.verdict == "higher"
+    assert found.mean == pytest.approx(0.5) and found.problems == 11 and found.verdict == "higher"
 
 
 def test_an_evaluation_is_read_from_its_folder(tmp_path):

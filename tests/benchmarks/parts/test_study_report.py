@@ -8,15 +8,12 @@ import re
 import pytest
 
 from benchmarks.parts.results import RESULTS
-from benchmarks.parts.study_figures import Change
 from benchmarks.parts.study_plan import Plan, all_parts
 from benchmarks.parts.study_report import (
     HEAD,
     NOT_RUN,
     PICTURE,
     VALUES_PICTURE,
-    percent,
-    points,
     write_page,
 )
 from benchmarks.parts.study_values import DISTANCES
@@ -80,6 +77,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     write(plan, "faults25-0", evaluations=same, training=training)
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {"noticed": change, "contagion": {**change, "low": 0.05}, "right": change}
+    measured["checks_of_true"] = {**change, "mean": 0.29}
     values = {"figures": dict.fromkeys(DISTANCES, measured)}
     write(plan, "values-0", seed=0, values={"cold-0": values, "grpo-0": values})
     page = tmp_path / "page.md"
@@ -94,6 +92,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     assert ": not shown" in row(page, "0.25, seed 0") and NOT_RUN in row(page, "0.1, seeds 0, 1, 2")
     assert "80 % [70, 90]" in row(page, "grpo, seed 0, 1 to 20")
     assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
+    assert "checked: 29 % [" in row(page, "cold-0 | the true one")
     assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
     assert r"| **held out** | `busy` \* | explicit | 17 % [" in text
     for kind in ("`always_timeout` | explicit", "`cut` | silent"):
@@ -109,10 +108,33 @@ def test_no_sentence_around_the_tables_says_undated_what_has_not_been_done():
     assert not re.findall(r"ha(?:s|ve)\s+not\s+been.*", "".join(sections))
 
 
-def test_figures_are_written_in_percent_and_points():
-    assert percent(0.5, None, 0.625) == "50 % [–, 62]" and percent(None, None, None) == "–"
-    assert points(Change(-0.1, -0.2, -0.05, 60)) == "−10 [−20, −5]: lower"
-    assert points(Change(None, None, None, 0)) == "–"
+def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_has_a_row(
+    plan, tmp_path
+):
+    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
+    for name, fault in (("cold-0", 0.2), ("cold-1", 0.2), ("cold-2", 0.9), ("faults25-1", 0.9)):
+        write(plan, name, evaluations={"whole": evaluation(fault), "end": evaluation(fault)})
+    for name in ("grpo-1", "spare-1", "grpo-0"):
+        along = {e: evaluation(0.8) for e in ("whole", "half", "end")}
+        write(plan, name, evaluations=along, training=training)
+    page = tmp_path / "page.md"
+    write_page(plan, page)
+    text = page.read_text()
+    # Seed 0 of `spare` is missing, seed 1 is done, seed 2 is missing.
+    assert "50 %" in row(page, "spare, seed 1 | 50 %")
+    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 3
+    assert "+50 [" in row(page, "grpo, seeds 0, 1 | +0") and "all seeds" not in text
+    assert "cold start, seed 1 | after GRPO, seed 1 |" in text  # the seed of all three models
+    assert "+58 [" in row(page, "faults25, seed 1 | –")  # the change against the cold start
+    assert r"| **held out** | `busy` \* | explicit | −83 [" in text  # the fault effect
+
+
+def test_the_intervals_of_the_first_page_are_those_of_the_study():
+    docs = RESULTS.parents[1] / "docs"
+    section = (docs / "index.md").read_text().split("## Observed and causal recovery")[1]
+    intervals = re.findall(r"\[[−+]\d+, [−+]\d+\]", section.split("\n## ")[0])
+    study = (docs / "results" / "recovery.md").read_text()
+    assert len(intervals) >= 4 and all(interval in study for interval in intervals)
 
 
 def test_the_page_of_the_site_is_the_page_of_the_results(tmp_path):
