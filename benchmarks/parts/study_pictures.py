@@ -17,8 +17,8 @@ def observed_and_causal(results: Results) -> dict[str, dict[str, list[Point]]]:
     """The points of the picture: the observed and the causal recovery along GRPO, by seed.
 
     Observed is the share of failed calls whose next call ran, in the rollouts of each third.
-    Causal is the recovery ratio of the seen and of the held-out kinds along the run. The kinds are
-    those that count at each point of the run.
+    Causal is the recovery ratio of the seen and of the held-out kinds along the run. A kind is
+    in the ratio if it counts at each point of the run.
 
     Args:
         results: The results.
