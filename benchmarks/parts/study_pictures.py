@@ -66,6 +66,9 @@ def draw(series: dict[str, dict[str, list[Point]]]) -> bytes:
         for row, (name, of_seed) in zip(made.axes, series.items(), strict=True):
             for number, (label, some) in enumerate(of_seed.items()):
                 curve(row[min(number, 1)], some, number, label)
+            if not any(some for _, some in list(of_seed.items())[1:]):
+                text = "too few problems are right\nfor the ratio of any kind"
+                row[1].text(0.5, 0.5, text, ha="center", va="center", transform=row[1].transAxes)
             row[0].set_title(f"observed, {name}")
             row[1].set_title(f"recovery ratio, {name}")
             share_axis(row[0].yaxis)

@@ -37,6 +37,23 @@ def test_the_picture_has_the_observed_thirds_and_three_causal_points():
     assert draw(made).startswith(b"\x89PNG")
 
 
+def test_a_kind_is_in_the_curve_if_it_counts_at_each_point_and_else_the_panel_says_why(drawn):
+    few = {"pairs": {"busy": evaluation(0.8)["pairs"]["busy"], "empty": [["p0", 1.0, 1.0, 4]]}}
+    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
+    results = {
+        "cold-0": {"evaluations": {"end": evaluation(0.2)}},
+        "grpo-0": {"evaluations": {"half": few, "end": evaluation(0.8)}, "training": training},
+    }
+    made = observed_and_causal(results)
+    _, seen, held_out = made["seed 0"].values()
+    assert seen == [] and [point[0] for point in held_out] == [0, 30, 60]
+    draw(made)
+    assert not drawn[0].axes[1].texts
+    made["seed 0"]["held-out kinds"] = []
+    draw(made)
+    assert "too few problems" in drawn[1].axes[1].texts[0].get_text()
+
+
 def values(seed):
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {name: {"noticed": change, "contagion": change} for name in DISTANCES}
