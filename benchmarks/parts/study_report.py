@@ -69,6 +69,7 @@ def write_page(plan: Plan, page: Path) -> None:
         "use": lambda: use_table(results),
         "recovery": lambda: recovery_table(results),
         "observed": lambda: observed_table(results),
+        "versus": lambda: versus_table(results),
         "sorts": lambda: sorts_table(results),
         "kinds": lambda: kinds_table(results),
         "effects": lambda: kinds_table(results, effect=True),
@@ -228,6 +229,28 @@ def _change_text(
         return recovery_change(_wholes(results, base, some), _wholes(results, run, some), kinds)
 
     return pooled(change, seeds)
+
+
+def versus_table(results: Results) -> list[str]:
+    """The other algorithms against GRPO, at the seeds of which both are done.
+
+    Args:
+        results: The results.
+    """
+
+    def rows() -> Iterator[list[str]]:
+        for run in (name for name in ALGORITHMS if name != "grpo"):
+            seeds = _common(results, run, "grpo")
+            for some in _each_and_all(seeds):
+                ratios = (
+                    _change_text(results, "grpo", run, some, kinds_of(seen))
+                    for seen in (True, False)
+                )
+                yield [_named(run, some), _accuracy_text(results, "grpo", run, some), *ratios]
+            if missing := [seed for seed in SEEDS if seed not in seeds]:
+                yield [_named(run, missing), NOT_RUN, *["–"] * 2]
+
+    return figures_of(("run", "accuracy", "seen kinds: ratio", "held-out kinds: ratio"), rows())
 
 
 def sorts_table(results: Results) -> list[str]:

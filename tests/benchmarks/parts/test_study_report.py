@@ -122,9 +122,10 @@ def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_h
     text = page.read_text()
     # Seed 0 of `spare` is missing, seed 1 is done, seed 2 is missing.
     assert "50 %" in row(page, "spare, seed 1 | 50 %")
-    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 3
+    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 4
     assert "+50 [" in row(page, "grpo, seeds 0, 1 | +0") and "all seeds" not in text
     assert "cold start, seed 1 | after GRPO, seed 1 |" in text  # the seed of all three models
+    assert "| spare, seed 1 |" + " +0 [–, –]: not shown |" * 3 in text  # against GRPO
     assert "+58 [" in row(page, "faults25, seed 1 | –")  # the change against the cold start
     assert r"| **held out** | `busy` \* | explicit | −83 [" in text  # the fault effect
 
