@@ -39,6 +39,7 @@ from benchmarks.parts.study_plan import (
     all_parts,
     hours_left,
     next_parts,
+    weights_of,
 )
 from benchmarks.parts.study_report import write_page
 from retool_env.errors import SettingsError
@@ -191,10 +192,13 @@ def figures_of(plan: Plan, part: Part) -> dict[str, Any]:
     if part.study == "D":
         values = json.loads((plan.folder(part.name) / "values.json").read_text())
         models = {str(plan.checkpoint(name)): name for name in part.after}
-        return {**made, "values": {name: values[model] for model, name in models.items()}}
+        began = {name: weights_of(plan.read(name)) for name in part.after}
+        named = {name: values[model] for model, name in models.items()}
+        return {**made, "began_with": began, "values": named}
     evaluations = plan.evaluations(part).items()
     made["evaluations"] = {name: read_evaluation(folder) for name, folder in evaluations}
     if part.run != "cold":
+        made["began_with"] = {name: weights_of(plan.read(name)) for name in part.after}
         made["training"] = read_training(plan.folder(part.name))
     return made
 
@@ -225,8 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(listing(plan))
         return 0
     if options.page:
-        write_page(plan, options.page)
-        return 0
+        return _page(plan, options.page)
     try:
         parts = chosen_parts(plan, options.part, options.hours)
         for study in sorted({part.study for part in parts}):
@@ -241,6 +244,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command resumes", file=sys.stderr)
         return 130
     except (PartFailed, SettingsError) as error:
+        print(f"python -m benchmarks.recovery: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _page(plan: Plan, page: Path) -> int:
+    try:
+        write_page(plan, page)
+    except SettingsError as error:
         print(f"python -m benchmarks.recovery: {error}", file=sys.stderr)
         return 2
     return 0

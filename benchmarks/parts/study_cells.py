@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.parts.study_figures import Change
+from benchmarks.parts.study_changes import Change
 
 NOT_SHOWN = "not shown"
 """The verdict of a change whose interval holds 0 or rests on too little."""
@@ -29,34 +29,51 @@ def _bound(bound: float | None) -> str:
     return "–" if bound is None else f"{100 * bound:.0f}"
 
 
-def points(change: Change, by_seed: Sequence[Change] = ()) -> str:
-    """A change in points, with its interval and its verdict.
+Written = Callable[[float | None], str]
+"""Writes a change as text, with its sign."""
+
+
+def signed_points(change: float | None) -> str:
+    """A change of a share, in points."""
+    return "–" if change is None else f"{100 * change:+.0f}".replace("-", "−")
+
+
+def signed_number(change: float | None) -> str:
+    """A change of a number, such as the number of calls."""
+    return "–" if change is None else f"{change:+.2f}".replace("-", "−")
+
+
+def points(change: Change, by_seed: Sequence[Change] = (), written: Written = signed_points) -> str:
+    """A change, with its interval and its verdict.
 
     Args:
         change: The change.
         by_seed: The changes of the seeds that it pools. It is shown only if each of them is: its
             interval says nothing about other seeds.
+        written: Writes a number; in points.
     """
     if change.mean is None:
         return "–"
     verdict = change.verdict
     if verdict != NOT_SHOWN and any(one.verdict != verdict for one in by_seed):
         verdict = f"{NOT_SHOWN} for each seed"
-    return f"{_signed(change.mean)} [{_signed(change.low)}, {_signed(change.high)}]: {verdict}"
+    return f"{written(change.mean)} [{written(change.low)}, {written(change.high)}]: {verdict}"
 
 
-def _signed(number: float | None) -> str:
-    return "–" if number is None else f"{100 * number:+.0f}".replace("-", "−")
-
-
-def pooled(change: Callable[[Sequence[int]], Change], seeds: Sequence[int]) -> str:
+def pooled(
+    change: Callable[[Sequence[int]], Change],
+    seeds: Sequence[int],
+    written: Written = signed_points,
+) -> str:
     """The text of the change over some seeds.
 
     Args:
         change: The change over some seeds.
         seeds: The seeds.
+        written: Writes a number; in points.
     """
-    return points(change(seeds), [change([seed]) for seed in seeds] if len(seeds) > 1 else ())
+    by_seed = [change([seed]) for seed in seeds] if len(seeds) > 1 else ()
+    return points(change(seeds), by_seed, written)
 
 
 def rows_of(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:

@@ -5,9 +5,9 @@ that two models can be compared without their episodes.
 
 The recovery ratio of several kinds is the mean of their ratios, with equal weights. Which prefixes
 a kind has depends on the programs of the model, so a ratio of all prefixes together would change
-with the mix of the kinds. A kind counts if it has right continuations of the true result at two
-problems or more; for a change, in both models. So all replicates of the jackknife have the same
-kinds.
+with the mix of the kinds. A kind counts if it has right continuations of the true result at
+`LEAST_PROBLEMS` problems or more; for a change, in both models. So all replicates of the jackknife
+have the same kinds.
 
 A change between two models is paired by problem: of each seed and kind, only the problems with
 prefixes in both models count. The interval is by the jackknife over problems: all prefixes, kinds,
@@ -17,14 +17,12 @@ training seeds.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.parts.study_changes import LEAST_PROBLEMS, Change, jackknife
+from benchmarks.parts.study_use import Evaluation, read_use
 from benchmarks.replication import rollouts, thirds
 from retool_env.evaluation.recover.figures import results, selected
 from retool_env.evaluation.recover.records import read_arms, read_left_out, read_recover
@@ -38,17 +36,15 @@ from retool_env.metrics.causal.continuation import (
     read_continuations,
 )
 from retool_env.metrics.causal.intervals import Pair, mean_difference_if_varied, ratio, share
-from retool_env.metrics.estimators import ClusterMean, t_quantile
+from retool_env.metrics.estimators import ClusterMean
 from retool_env.metrics.summary import summarise_along
 
-Evaluation = Mapping[str, Any]
-"""The record of an evaluation, as JSON values."""
-
-LEAST_PROBLEMS = 10
-"""A change of fewer problems is not shown."""
 _FIGURES = ("dose/0", "dose/area", "frequency/", "ratio/", "effect/", "contagion/", "detection/")
 _FIELDS = ("mean", "low", "high", "count", "problems", "shown", "reason")
-
+_ORIGIN = (
+    *("suite", "suite_hash", "fingerprint", "revision", "sampling", "seed"),
+    *("k", "m", "samples"),
+)
 
 SAME_TEXT = ("always_timeout", "cut")
 """The held-out kinds that show at the fork what a seen kind shows: `timeout` and `always_cut`. They
@@ -91,6 +87,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         for kind in arms_of(cells)
     }
     return {
+        "of": {"weights": found["model"]["weights"], **{name: found[name] for name in _ORIGIN}},
         "counts": found["counts"],
         "figures": {
             figure["key"]: {name: figure[name] for name in _FIELDS}
@@ -98,6 +95,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
             if figure["key"].startswith(_FIGURES)
         },
         "accuracy": _shares(arms.get(("dose", "0"), [])),
+        "use": read_use(arms),
         "pairs": {kind: some for kind, some in rows.items() if some},
     }
 
@@ -222,27 +220,6 @@ def accuracy(evaluations: Iterable[Evaluation]) -> ClusterMean:
     return share((problem, mean, count) for problem, (mean, count) in rows)
 
 
-@dataclass(frozen=True)
-class Change:
-    """The change of a figure between two models."""
-
-    mean: float | None
-    """The change; `None` if one of the figures has no case."""
-    low: float | None
-    """Lower bound of the 95 % interval."""
-    high: float | None
-    """Upper bound of the 95 % interval."""
-    problems: int
-    """The number of problems, each of them in both models."""
-
-    @property
-    def verdict(self) -> str:
-        """`higher`, `lower`, or `not shown` where the interval holds 0 or rests on too little."""
-        if self.low is None or self.high is None or self.problems < LEAST_PROBLEMS:
-            return "not shown"
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not shown"
-
-
 def recovery_change(
     before: Sequence[Evaluation], after: Sequence[Evaluation], kinds: Iterable[str]
 ) -> Change:
@@ -278,23 +255,3 @@ def accuracy_change(before: Sequence[Evaluation], after: Sequence[Evaluation]) -
     ]
     found = mean_difference_if_varied(rows)
     return Change(found.mean, found.low, found.high, found.clusters)
-
-
-def jackknife(problems: Sequence[str], statistic: Callable[[str | None], float]) -> Change:
-    """A statistic, with an interval by the jackknife over problems.
-
-    Without any spread over the problems, the width is unknown, and there are no bounds.
-
-    Args:
-        problems: The problems.
-        statistic: Maps the problem that is left out to a number; `None`: all problems are in.
-    """
-    mean, count = statistic(None), len(problems)
-    if count < 2:
-        return Change(mean, None, None, count)
-    without = np.array([statistic(problem) for problem in problems])
-    if np.ptp(without) < 1e-12:
-        return Change(mean, None, None, count)
-    variance = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
-    half = t_quantile(count - 1) * math.sqrt(variance)
-    return Change(mean, mean - half, mean + half, count)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from retool_env.errors import SettingsError
 from retool_env.faults import KINDS
 
 PRESET = Path(__file__).with_name("recovery_study.yaml")
@@ -145,6 +147,36 @@ class Plan:
         """Whether a part is done."""
         return self.file(part).exists()
 
+    def read(self, name: str) -> dict[str, Any]:
+        """The results of a part that is done.
+
+        Args:
+            name: The name of the part.
+
+        Raises:
+            SettingsError: If the file is damaged, or its part began with weights that
+                the part before it does not have now.
+        """
+        file = self.file(name)
+        part = next(part for part in all_parts() if part.name == name)
+        try:
+            done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if done["part"] != name or not done["seconds"] or not done["date"]:
+                raise ValueError
+            began = dict(done["began_with"]) if part.after else {}
+            if part.study != "D":
+                weights_of(done)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            text = f"{file} is damaged: delete it and run --part {name} again"
+            raise SettingsError(f"{text}, which reads the finished run") from None
+        for before, weights in began.items():
+            if self.done(before) and weights_of(self.read(before)) != weights:
+                raise SettingsError(
+                    f"{file}: the part began with weights that {before} does not have now: "
+                    f"delete this file and {self.folder(name)}, and run --part {name} again"
+                )
+        return done
+
     def folder(self, part: str) -> Path:
         """The folder of a part's run, with its evaluations."""
         return self.runs / part
@@ -223,6 +255,15 @@ class Plan:
             *("--protocol", "fork", "--k", "2", "--m", "2", "--batch", "128"),
             "difficulty=[2,3,4,5]",
         ]
+
+
+def weights_of(done: Mapping[str, Any]) -> str:
+    """The hash of the weights that a part trained.
+
+    Args:
+        done: The results of the part.
+    """
+    return str(done["evaluations"]["whole"]["of"]["weights"])
 
 
 def _python(module: str, *arguments: str) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from helpers.studies import evaluation, write
 
 from benchmarks import recovery
 from benchmarks.parts.study_plan import SMALL, Plan, all_parts
@@ -103,13 +104,28 @@ def test_small_figures_never_reach_the_folder_of_results(capsys):
     assert "--small needs another --out" in capsys.readouterr().err
 
 
+def test_a_damaged_file_of_results_ends_the_page_with_a_message(plan, tmp_path, capsys):
+    plan.file("cold-0").write_text("{")
+    assert recovery.main(arguments(plan, "--page", str(tmp_path / "page.md"))) == 2
+    assert "cold-0.json is damaged: delete it and run --part cold-0" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
 def test_the_models_of_study_d_are_named_by_their_parts(plan):
     part = next(part for part in all_parts() if part.name == "values-0")
     file = plan.folder("values-0") / "values.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({str(plan.checkpoint(name)): {"cases": 3} for name in part.after}))
+    for name in part.after:
+        write(plan, name, evaluations={"whole": evaluation(0.5, weights=f"w-{name}")})
+    write(plan, "cold-0", evaluations={"whole": evaluation(0.5)})  # the others began with it
     found = recovery.figures_of(plan, part)
     assert (found["part"], found["study"], found["seed"]) == ("values-0", "D", 0)
+    assert found["began_with"] == {
+        "cold-0": "w",
+        "grpo-0": "w-grpo-0",
+        "faults25-0": "w-faults25-0",
+    }
     assert found["values"] == {name: {"cases": 3} for name in ("cold-0", "grpo-0", "faults25-0")}
 
 

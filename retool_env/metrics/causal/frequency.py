@@ -12,6 +12,7 @@ samples that judge it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from retool_env.metrics.causal.episodes import (
     Episodes,
@@ -97,30 +98,64 @@ def _difference(key: str, first: Episodes, second: Episodes, definition: str) ->
     return unless(made, hardly_differ(rows))
 
 
-def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
-    """Over-use and under-use, and the gain of their problems on the judging half."""
-    over: list[tuple[Pair, float]] = []
-    under: list[tuple[Pair, float]] = []
-    sizes = {
-        problem: min(len(arm.by_problem.get(problem, ())) for arm in (offered, text_only))
-        for problem in dict.fromkeys((*offered.by_problem, *text_only.by_problem))
-    }
-    enough = sum(size >= LEAST_SAMPLES for size in sizes.values()) >= LEAST_SHARE * len(sizes)
-    least = LEAST_SAMPLES if enough else 2  # a hidden figure counts what there is
-    for problem in (name for name, size in sizes.items() if size >= least):
+@dataclass(frozen=True)
+class Half:
+    """A problem, judged by one half of its samples and selected by the other half."""
+
+    gains: bool
+    """Whether the tool gains in the half that selects."""
+    judged: Pair
+    """The shares of right episodes in the half that judges: with the tool, and in text only."""
+    called: float
+    """The share of episodes with a call in the half that judges, with the tool."""
+
+
+def halves(offered: Episodes, text_only: Episodes, least: int = LEAST_SAMPLES) -> list[Half]:
+    """The problems of two arms, each of them selected by one half of its samples.
+
+    Args:
+        offered: The episodes in which the tool is offered and works.
+        text_only: The episodes without the offer of the tool.
+        least: Problems with fewer samples in an arm are left out.
+    """
+    made = []
+    for problem, size in _sizes(offered, text_only).items():
+        if size < least:
+            continue
         episodes, others = offered.by_problem[problem], text_only.by_problem[problem]
         for half in (0, 1):
             chosen, judging = episodes[half::2], episodes[1 - half :: 2]
             gains = mean(chosen, right) - mean(others[half::2], right)
             judged = mean(judging, right), mean(others[1 - half :: 2], right)
-            row = (Pair(problem, *judged, len(judging)), mean(judging, _called))
-            (under if gains > 0 else over).append(row)
+            pair = Pair(problem, *judged, len(judging))
+            made.append(Half(gains > 0, pair, mean(judging, _called)))
+    return made
+
+
+def _sizes(offered: Episodes, text_only: Episodes) -> dict[str, int]:
+    """The number of samples of each problem in the smaller arm."""
+    return {
+        problem: min(len(arm.by_problem.get(problem, ())) for arm in (offered, text_only))
+        for problem in dict.fromkeys((*offered.by_problem, *text_only.by_problem))
+    }
+
+
+def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
+    """Over-use and under-use, and the gain of their problems on the judging half."""
+    sizes = _sizes(offered, text_only)
+    enough = sum(size >= LEAST_SAMPLES for size in sizes.values()) >= LEAST_SHARE * len(sizes)
+    least = LEAST_SAMPLES if enough else 2  # a hidden figure counts what there is
+    selected = halves(offered, text_only, least)
     left_out = sum(size < least for size in sizes.values())
-    for name, rows, counted, text in (
-        ("over_use", over, 1, "does not gain: share of episodes with a call"),
-        ("under_use", under, 0, "gains: share of episodes without a call"),
+    for name, gains, text in (
+        ("over_use", False, "does not gain: share of episodes with a call"),
+        ("under_use", True, "gains: share of episodes without a call"),
     ):
-        uses = [(pair.problem, use if counted else 1 - use, pair.samples) for pair, use in rows]
+        rows = [half for half in selected if half.gains == gains]
+        uses = [
+            (half.judged.problem, 1 - half.called if gains else half.called, half.judged.samples)
+            for half in rows
+        ]
         made = (
             causal(
                 f"frequency/{name}",
@@ -128,14 +163,14 @@ def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
                 f"Among problems at which the tool {text}. Half of the samples selects the "
                 "problems, and the other half is counted. Problems with fewer than "
                 f"{LEAST_SAMPLES} samples in an arm are left out.",
-                count=round(sum(pair.samples for pair, _ in rows)),
+                count=round(sum(half.judged.samples for half in rows)),
                 left_out=left_out,
             ),
             causal(
                 f"frequency/{name}/gain",
-                difference([pair for pair, _ in rows]),
+                difference([half.judged for half in rows]),
                 "Tool gain of the same problems, on the half that is counted.",
-                count=round(sum(2 * pair.samples for pair, _ in rows)),
+                count=round(sum(2 * half.judged.samples for half in rows)),
                 left_out=left_out,
             ),
         )
@@ -145,8 +180,8 @@ def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
                 "both arms"
             )
             few = f"fewer than {LEAST_SELECTED} problems are selected"
-            selected = figure.problems >= LEAST_SELECTED
-            yield unless(unless(figure, "" if enough else reason), "" if selected else few)
+            many = figure.problems >= LEAST_SELECTED
+            yield unless(unless(figure, "" if enough else reason), "" if many else few)
 
 
 def _called(one: Transcript) -> float:

@@ -12,11 +12,16 @@ from benchmarks.parts import machine
 from retool_env import REVISION
 
 
-def test_a_result_names_date_device_versions_and_revision() -> None:
+def test_a_result_names_date_device_versions_revision_and_commit(monkeypatch) -> None:
     head = machine.circumstances()
-    assert list(head) == ["date", "device", "versions", "revision"]
+    assert list(head) == ["date", "device", "versions", "revision", "commit"]
     assert head["device"].startswith(f"{len(os.sched_getaffinity(0))} processors (")
     assert head["revision"] == REVISION and "python" in head["versions"]
+    command = ("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    last = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    assert (head["commit"] or "").removesuffix("+") == last
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert machine.circumstances()["commit"] is None
 
 
 def test_descendants_are_children_and_their_children() -> None:

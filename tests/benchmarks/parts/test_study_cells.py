@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.parts.study_cells import NOT_RUN, figures_of, percent, points, pooled
-from benchmarks.parts.study_figures import Change
+from benchmarks.parts.study_changes import Change
 
 
 def test_figures_are_written_in_percent_and_points():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -10,12 +9,11 @@ from helpers.episodes import ANSWERED, CODE, OK, RIGHT, WRONG, episode
 from helpers.forks import fork
 from helpers.run_folders import a_recover, a_training, fill
 
+from benchmarks.parts.study_changes import Change
 from benchmarks.parts.study_figures import (
     SAME_TEXT,
-    Change,
     accuracy,
     accuracy_change,
-    jackknife,
     kinds_of,
     pairs_of,
     read_evaluation,
@@ -147,9 +145,6 @@ def test_a_change_without_a_case_or_on_few_problems_is_not_shown():
     few = [evaluation(0.2, problems=9)], [evaluation(0.8, problems=9)]
     assert recovery_change(*few, ["busy"]).verdict == "not shown"
     assert recovery_change(*few, ["gone"]) == Change(None, None, None, 0)
-    assert jackknife(["a"], lambda without: 0.5) == Change(0.5, None, None, 1)
-    # Without any spread the width is unknown, not 0.
-    assert jackknife(list("abcdefghijkl"), lambda without: 0.5).verdict == "not shown"
 
 
 def test_accuracy_is_of_the_problems_of_both_models():
@@ -192,11 +187,3 @@ def test_a_training_is_read_by_thirds(tmp_path):
     assert list(found) == ["1", "2", "3"]
     assert {third["episodes"] for third in found.values()} == {2}
     assert found["1"]["code_ratio"] == 0.5
-
-
-def test_a_verdict_needs_an_interval_apart_from_0():
-    change = Change(0.2, 0.1, 0.3, 60)
-    assert change.verdict == "higher"
-    assert dataclasses.replace(change, low=-0.01).verdict == "not shown"
-    assert dataclasses.replace(change, low=None).verdict == "not shown"
-    assert Change(-0.2, -0.3, -0.1, 60).verdict == "lower"

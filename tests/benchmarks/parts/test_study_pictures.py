@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from helpers.drawings import drawn
+from helpers.studies import TRAINING, evaluation
 
 from benchmarks.parts.study_pictures import draw, draw_values, observed_and_causal
 from benchmarks.parts.study_values import DISTANCES
@@ -10,48 +11,38 @@ from benchmarks.parts.study_values import DISTANCES
 __all__ = ["drawn"]
 
 
-def evaluation(fault):
-    rows = [[f"p{at}", fault if at % 3 else fault / 2, 1.0, 4] for at in range(12)]
-    return {"pairs": {"busy": rows, "empty": rows}}
+def results(before, half, end):
+    """Seed 0 of GRPO and its cold start, and seed 1 without its cold start."""
+    grpo = {"evaluations": {"whole": end, "half": half, "end": end}, "training": TRAINING}
+    cold = {"evaluations": {"whole": before, "end": before}}
+    return {"cold-0": cold, "grpo-0": grpo, "grpo-1": grpo}
 
 
-def third(ran):
-    interval = {"mean": ran, "low": ran - 0.1, "high": ran + 0.1}
-    return {"recovery": {"next_call_ok": {"count": 30, "interval": interval}}}
-
-
-def test_the_picture_has_the_observed_thirds_and_three_causal_points():
-    along = {name: evaluation(0.8) for name in ("half", "end")}
-    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
-    results = {
-        "cold-0": {"evaluations": {"end": evaluation(0.2)}},
-        "grpo-0": {"evaluations": along, "training": training},
-        "grpo-1": {"evaluations": along, "training": training},  # without its cold start
-    }
-    made = observed_and_causal(results)
+def test_the_picture_has_the_observed_thirds_and_the_causal_points():
+    made = observed_and_causal(results(evaluation(0.2), evaluation(0.8), evaluation(0.8)))
     assert list(made) == ["seed 0"]
-    observed, seen, held_out = made["seed 0"].values()
-    assert [point[:2] for point in observed] == [(10, 0.8), (30, 0.5), (50, 0.4)]
-    assert [point[0] for point in seen] == [0, 30, 60] == [point[0] for point in held_out]
-    assert [round(point[1], 2) for point in seen] == [0.17, 0.67, 0.67]
+    observed, along, whole = made["seed 0"]
+    for curve in observed.values():
+        assert [point[:2] for point in curve] == [(10, 0.8), (30, 0.5), (50, 0.4)]
+    assert list(along) == ["seen kinds", "held-out kinds"] == list(whole)
+    assert [[p[0] for p in some["seen kinds"]] for some in (along, whole)] == [[0, 30, 60], [0, 60]]
+    assert [round(p[1], 2) for p in along["held-out kinds"]] == [0.17, 0.67, 0.67]
+    assert [round(p[1], 2) for p in whole["held-out kinds"]] == [0.17, 0.67]
+
+
+def test_a_kind_is_in_a_curve_if_it_counts_at_each_point_and_else_the_panel_says_why(drawn):
+    few = {**evaluation(0.8), "pairs": {**evaluation(0.8)["pairs"], "empty": [["p0", 1.0, 1.0, 4]]}}
+    made = observed_and_causal(results(evaluation(0.2), few, evaluation(0.8)))
+    _, along, whole = made["seed 0"]
+    assert along["seen kinds"] == [] and [p[0] for p in along["held-out kinds"]] == [0, 30, 60]
+    assert [p[0] for p in whole["seen kinds"]] == [0, 60]
     assert draw(made).startswith(b"\x89PNG")
-
-
-def test_a_kind_is_in_the_curve_if_it_counts_at_each_point_and_else_the_panel_says_why(drawn):
-    few = {"pairs": {"busy": evaluation(0.8)["pairs"]["busy"], "empty": [["p0", 1.0, 1.0, 4]]}}
-    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
-    results = {
-        "cold-0": {"evaluations": {"end": evaluation(0.2)}},
-        "grpo-0": {"evaluations": {"half": few, "end": evaluation(0.8)}, "training": training},
-    }
-    made = observed_and_causal(results)
-    _, seen, held_out = made["seed 0"].values()
-    assert seen == [] and [point[0] for point in held_out] == [0, 30, 60]
-    draw(made)
     assert not drawn[0].axes[1].texts
-    made["seed 0"]["held-out kinds"] = []
+    along["held-out kinds"] = []
     draw(made)
     assert "too few problems" in drawn[1].axes[1].texts[0].get_text()
+    colors = [{line.get_label(): line.get_color() for line in axis.lines} for axis in drawn[0].axes]
+    assert colors[1] == colors[2] and not set(colors[0].values()) & set(colors[1].values())
 
 
 def values(seed):

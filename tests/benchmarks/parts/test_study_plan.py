@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.studies import TRAINING, evaluation, write
 
 from agents.base.presets import load_settings
 from agents.base.registry import load_algorithm
@@ -18,6 +19,7 @@ from benchmarks.parts.study_plan import (
     hours_left,
     next_parts,
 )
+from retool_env.errors import SettingsError
 from retool_env.faults import KINDS
 
 
@@ -78,3 +80,28 @@ def test_the_next_parts_fit_into_the_time_and_are_not_done(plan):
     assert hours_left(plan, "A") == pytest.approx(left - 0.5)
     assert not any(part.elsewhere for part in next_parts(plan, 1000))
     assert SEEDS == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"part": "cold-0"}', '{"part": "cold-1"}', "null"]
+)
+def test_a_damaged_file_of_results_is_named_with_what_to_do(plan, text):
+    write(plan, "cold-0", evaluations={"whole": evaluation(0.5)})
+    assert plan.read("cold-0")["part"] == "cold-0"
+    plan.file("cold-0").write_text(text)
+    with pytest.raises(
+        SettingsError, match=r"cold-0\.json is damaged: delete it and run --part cold"
+    ):
+        plan.read("cold-0")
+
+
+def test_a_part_that_began_with_other_weights_is_refused(plan):
+    along = {name: evaluation(0.8, weights="trained") for name in ("whole", "half", "end")}
+    write(plan, "grpo-0", evaluations=along, training=TRAINING)
+    write(plan, "cold-0", evaluations={"whole": evaluation(0.5)})
+    assert plan.read("grpo-0")["began_with"] == {"cold-0": "w"}
+    write(plan, "cold-0", evaluations={"whole": evaluation(0.5, weights="another")})
+    with pytest.raises(
+        SettingsError, match=r"grpo-0\.json: the part began with weights that cold-0"
+    ):
+        plan.read("grpo-0")

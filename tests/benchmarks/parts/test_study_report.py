@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
+from helpers.studies import TRAINING, evaluation, write
 
 from benchmarks.parts.results import RESULTS
 from benchmarks.parts.study_plan import Plan, all_parts
@@ -17,32 +17,6 @@ from benchmarks.parts.study_report import (
     write_page,
 )
 from benchmarks.parts.study_values import DISTANCES
-
-
-def evaluation(fault):
-    names = [f"p{number}" for number in range(12)]
-    rows = [[name, fault if at % 3 else fault / 2, 1.0, 4] for at, name in enumerate(names)]
-    figure = {"mean": 0.25, "low": 0.1, "high": 0.4, "shown": True}
-    return {
-        "pairs": {"busy": rows, "empty": rows},
-        "accuracy": {name: [0.5, 4] for name in names},
-        "figures": {
-            "frequency/gain": figure,
-            "frequency/over_use": {**figure, "shown": False},
-            "dose/0/calls": {**figure, "mean": 2.5},
-        },
-    }
-
-
-def third(ran):
-    estimate = {"count": 30, "interval": {"mean": ran, "low": ran - 0.1, "high": ran + 0.1}}
-    shares = {"code_ratio": 0.5, "first_call_at": 0.1, "call_pass_rate": 0.9}
-    return {**shares, "recovery": {"next_call_ok": estimate, "accuracy": estimate}}
-
-
-def write(plan, name, **values):
-    seconds = {"seconds": {"command": 120.0}, "date": "2026-11-30T12:00:00+00:00"}
-    plan.file(name).write_text(json.dumps({"part": name, **seconds, **values}))
 
 
 @pytest.fixture
@@ -71,10 +45,9 @@ def test_without_results_every_part_is_said_not_to_be_run(plan, tmp_path):
 def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     write(plan, "cold-0", evaluations={"whole": evaluation(0.2), "end": evaluation(0.2)})
     along = {name: evaluation(0.8) for name in ("whole", "half", "end")}
-    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
-    write(plan, "grpo-0", evaluations=along, training=training)
+    write(plan, "grpo-0", evaluations=along, training=TRAINING)
     same = {name: evaluation(0.8) for name in ("whole", "half", "end")}
-    write(plan, "faults25-0", evaluations=same, training=training)
+    write(plan, "faults25-0", evaluations=same, training=TRAINING)
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {"noticed": change, "contagion": {**change, "low": 0.05}, "right": change}
     measured["checks_of_true"] = {**change, "mean": 0.29}
@@ -84,8 +57,8 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     write_page(plan, page)
     text = page.read_text()
     assert "done, 2026-11-30, 2 minutes" in row(page, "A | `grpo-0`")
-    assert "+50 [" in row(page, "grpo, seed 0 | +0") and ": higher" in row(
-        page, "grpo, seed 0 | +0"
+    assert "+50 [" in row(page, "grpo, seed 0 | +0 [") and ": higher" in row(
+        page, "grpo, seed 0 | +0 ["
     )
     assert "| 25 % [10, 40] | not shown | – |" in row(page, "cold, seed 0 | 50 %")
     assert "2.50" in row(page, "cold, seed 0 | 50 %")
@@ -111,20 +84,20 @@ def test_no_sentence_around_the_tables_says_undated_what_has_not_been_done():
 def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_has_a_row(
     plan, tmp_path
 ):
-    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
     for name, fault in (("cold-0", 0.2), ("cold-1", 0.2), ("cold-2", 0.9), ("faults25-1", 0.9)):
-        write(plan, name, evaluations={"whole": evaluation(fault), "end": evaluation(fault)})
+        along = {e: evaluation(fault) for e in ("whole", "half", "end")}
+        write(plan, name, evaluations=along, training=TRAINING)
     for name in ("grpo-1", "spare-1", "grpo-0"):
         along = {e: evaluation(0.8) for e in ("whole", "half", "end")}
-        write(plan, name, evaluations=along, training=training)
+        write(plan, name, evaluations=along, training=TRAINING)
     page = tmp_path / "page.md"
     write_page(plan, page)
     text = page.read_text()
     # Seed 0 of `spare` is missing, seed 1 is done, seed 2 is missing.
     assert "50 %" in row(page, "spare, seed 1 | 50 %")
-    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 4
-    assert "+50 [" in row(page, "grpo, seeds 0, 1 | +0") and "all seeds" not in text
-    assert "cold start, seed 1 | after GRPO, seed 1 |" in text  # the seed of all three models
+    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 5
+    assert "+50 [" in row(page, "grpo, seeds 0, 1 | +0 [") and "all seeds" not in text
+    assert "| cold, seeds 0, 1, 2 | grpo, seeds 0, 1 | spare, seed 1 | faults25, seed 1 |" in text
     assert "| spare, seed 1 |" + " +0 [–, –]: not shown |" * 3 in text  # against GRPO
     assert "+58 [" in row(page, "faults25, seed 1 | –")  # the change against the cold start
     assert r"| **held out** | `busy` \* | explicit | −83 [" in text  # the fault effect

@@ -1,0 +1,383 @@
+"""The tables of figures on the page of `benchmarks.recovery`, in Markdown.
+
+A row or a column that compares runs is of the seeds with which all of them are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from benchmarks.parts.study_cells import (
+    NOT_RUN,
+    figures_of,
+    percent,
+    points,
+    pooled,
+    signed_number,
+    signed_points,
+)
+from benchmarks.parts.study_changes import Change
+from benchmarks.parts.study_figures import (
+    GROUPS,
+    accuracy,
+    accuracy_change,
+    group_of,
+    kinds_of,
+    pairs_of,
+    recovery,
+    recovery_change,
+)
+from benchmarks.parts.study_pictures import Results, along_run
+from benchmarks.parts.study_plan import ALGORITHMS, RATES, SEEDS
+from benchmarks.parts.study_use import USES, observed_change, use_change
+from benchmarks.parts.study_values import DISTANCES
+from retool_env.faults import KINDS
+from retool_env.metrics.causal.intervals import difference
+
+TRAINED = (*ALGORITHMS, *(run for run, rate in RATES.items() if rate))
+"""The runs of RL in studies A and B."""
+
+
+def _figure(evaluation: dict[str, Any], key: str) -> str:
+    figure = evaluation["figures"].get(key)
+    if figure is None or figure["mean"] is None:
+        return "–"
+    text = percent(figure["mean"], figure["low"], figure["high"])
+    return text if figure["shown"] else "not shown"
+
+
+def _named(run: str, seeds: Sequence[int]) -> str:
+    return f"{run}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _common(results: Results, *runs: str) -> list[int]:
+    """The seeds of which all these runs are done."""
+    return [seed for seed in SEEDS if all(f"{run}-{seed}" in results for run in runs)]
+
+
+def _each_and_all(seeds: Sequence[int]) -> list[list[int]]:
+    return [[seed] for seed in seeds] + ([list(seeds)] if len(seeds) > 1 else [])
+
+
+def _compared(
+    results: Results,
+    runs: Sequence[str],
+    base: str,
+    columns: int,
+    cells: Callable[[str, Sequence[int]], Sequence[str]],
+    names: Callable[[str], str] = str,
+) -> Iterator[list[str]]:
+    """A row for each seed, and for all seeds, with which a run and its base are done.
+
+    Args:
+        results: The results.
+        runs: The runs.
+        base: The run that they are compared with.
+        columns: The number of cells of a row, without its name.
+        cells: The cells of a run and some seeds.
+        names: The name of a run in the table.
+    """
+    for run in runs:
+        seeds = _common(results, run, base)
+        for some in _each_and_all(seeds):
+            yield [_named(names(run), some), *cells(run, some)]
+        if missing := [seed for seed in SEEDS if seed not in seeds]:
+            yield [_named(names(run), missing), NOT_RUN, *["–"] * (columns - 1)]
+
+
+def _wholes(results: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    return [results[f"{run}-{seed}"]["evaluations"]["whole"] for seed in seeds]
+
+
+def _accuracy_text(results: Results, base: str, run: str, seeds: Sequence[int]) -> str:
+    def change(some: Sequence[int]) -> Change:
+        return accuracy_change(_wholes(results, base, some), _wholes(results, run, some))
+
+    return pooled(change, seeds)
+
+
+def _change_text(
+    results: Results, base: str, run: str, seeds: Sequence[int], kinds: Sequence[str]
+) -> str:
+    def change(some: Sequence[int]) -> Change:
+        return recovery_change(_wholes(results, base, some), _wholes(results, run, some), kinds)
+
+    return pooled(change, seeds)
+
+
+def use_table(results: Results) -> list[str]:
+    """Accuracy without faults and the use of the tool, before and after training.
+
+    Args:
+        results: The results.
+    """
+    head = ("model", "right without faults", "calls", "tool gain", "over-use", "under-use")
+
+    def rows() -> Iterator[list[str]]:
+        for run in ("cold", *ALGORITHMS):
+            for seed in SEEDS:
+                name, part = f"{run}, seed {seed}", results.get(f"{run}-{seed}")
+                if part is None:
+                    yield [name, NOT_RUN, *["–"] * 4]
+                    continue
+                whole = part["evaluations"]["whole"]
+                mean = accuracy([whole])
+                calls = whole["figures"].get("dose/0/calls", {}).get("mean")
+                keys = ("frequency/gain", "frequency/over_use", "frequency/under_use")
+                yield [
+                    name,
+                    percent(mean.mean, mean.low, mean.high),
+                    "–" if calls is None else f"{calls:.2f}",
+                    *(_figure(whole, key) for key in keys),
+                ]
+
+    return figures_of(head, rows())
+
+
+def use_changes_table(results: Results) -> list[str]:
+    """The change of the use of the tool against the cold start.
+
+    Args:
+        results: The results.
+    """
+
+    def cells(run: str, seeds: Sequence[int]) -> list[str]:
+        made = []
+        for name in USES:
+
+            def change(some: Sequence[int], name: str = name) -> Change:
+                return use_change(_wholes(results, "cold", some), _wholes(results, run, some), name)
+
+            made.append(pooled(change, seeds, signed_number if name == "calls" else signed_points))
+        return made
+
+    return figures_of(("run", *USES), _compared(results, TRAINED, "cold", len(USES), cells))
+
+
+def recovery_table(results: Results) -> list[str]:
+    """The recovery ratio of seen and of held-out kinds, and its change by the training.
+
+    Args:
+        results: The results.
+    """
+    head = (
+        *("run", "accuracy, change", "seen kinds: ratio", "change"),
+        *("held-out kinds: ratio", "change"),
+    )
+
+    def cells(run: str, seeds: Sequence[int]) -> list[str]:
+        cold = run == "cold"
+        made = ["–" if cold else _accuracy_text(results, "cold", run, seeds)]
+        for kinds in (kinds_of(seen) for seen in (True, False)):
+            mean = recovery(_wholes(results, run, seeds), kinds)
+            made.append(percent(mean.mean, mean.low, mean.high))
+            made.append("–" if cold else _change_text(results, "cold", run, seeds, kinds))
+        return made
+
+    return figures_of(head, _compared(results, ("cold", *ALGORITHMS), "cold", 5, cells))
+
+
+def versus_table(results: Results) -> list[str]:
+    """The other algorithms against GRPO, at the seeds of which both are done.
+
+    Args:
+        results: The results.
+    """
+
+    def cells(run: str, seeds: Sequence[int]) -> list[str]:
+        groups = (kinds_of(seen) for seen in (True, False))
+        ratios = (_change_text(results, "grpo", run, seeds, kinds) for kinds in groups)
+        return [_accuracy_text(results, "grpo", run, seeds), *ratios]
+
+    head = ("run", "accuracy", "seen kinds: ratio", "held-out kinds: ratio")
+    others = [run for run in ALGORITHMS if run != "grpo"]
+    return figures_of(head, _compared(results, others, "grpo", 3, cells))
+
+
+def sorts_table(results: Results) -> list[str]:
+    """The change of the recovery ratio against the cold start, explicit and silent kinds apart.
+
+    Args:
+        results: The results.
+    """
+    sorts = [(seen, sort) for seen in (True, False) for sort in ("explicit", "silent")]
+    head = ("run", *(f"{GROUPS[not seen]}, {sort}" for seen, sort in sorts))
+
+    def rows() -> Iterator[list[str]]:
+        for run in TRAINED:
+            if seeds := _common(results, run, "cold"):
+                groups = (
+                    [kind for kind in kinds_of(seen) if KINDS[kind].sort == sort]
+                    for seen, sort in sorts
+                )
+                texts = (_change_text(results, "cold", run, seeds, kinds) for kinds in groups)
+                yield [_named(run, seeds), *texts]
+            else:
+                yield [_named(run, SEEDS), NOT_RUN, *["–"] * 3]
+
+    return figures_of(head, rows())
+
+
+def along_table(results: Results) -> list[str]:
+    """Accuracy and recovery on the problems along the runs, at three points of each run.
+
+    Args:
+        results: The results.
+    """
+    head = ("run, step", "right without faults", "seen kinds: ratio", "held-out kinds: ratio")
+
+    def rows() -> Iterator[list[str]]:
+        for run in TRAINED:
+            seeds = _common(results, run, "cold")
+            if not seeds:
+                yield [_named(run, SEEDS), NOT_RUN, *["–"] * 2]
+                continue
+            runs = [along_run(results, run, seed) for seed in seeds]
+            for points_of_step in zip(*runs, strict=True):
+                step, some = points_of_step[0][0], [each for _, each in points_of_step]
+                cells = [accuracy(some), *(recovery(some, kinds_of(s)) for s in (True, False))]
+                texts = (percent(each.mean, each.low, each.high) for each in cells)
+                yield [f"{_named(run, seeds)}: step {step}", *texts]
+
+    return figures_of(head, rows())
+
+
+def observed_table(results: Results) -> list[str]:
+    """The use of the tool and the observed recovery in the rollouts of the training.
+
+    Args:
+        results: The results.
+    """
+    head = (
+        *("run, steps", "with code", "first code at", "calls that ran"),
+        *("failed calls", "next call ran", "right after a failed call"),
+    )
+
+    def rows() -> Iterator[list[str]]:
+        for run in ALGORITHMS:
+            for seed in SEEDS:
+                part = results.get(f"{run}-{seed}")
+                if part is None:
+                    yield [f"{run}, seed {seed}", NOT_RUN, *["–"] * 5]
+                    continue
+                yield from _thirds(f"{run}, seed {seed}", part["training"])
+
+    return figures_of(head, rows())
+
+
+def _thirds(name: str, training: dict[str, Any]) -> Iterator[list[str]]:
+    before = 0
+    for last, summary in training.items():
+        own = summary["recovery"]
+        yield [
+            f"{name}, {before + 1} to {last}",
+            _percent_of(summary["code_ratio"]),
+            _percent_of(summary["first_call_at"]),
+            _percent_of(summary["call_pass_rate"]),
+            f"{own['next_call_ok']['count']:,}",
+            *(_estimate(own[key]) for key in ("next_call_ok", "accuracy")),
+        ]
+        before = int(last)
+    changes = (points(observed_change(training, key)) for key in ("next_call_ok", "accuracy"))
+    yield [f"{name}, change", *["–"] * 4, *changes]
+
+
+def _percent_of(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _estimate(estimate: dict[str, Any]) -> str:
+    interval = estimate["interval"]
+    return "–" if interval is None else percent(*(interval[k] for k in ("mean", "low", "high")))
+
+
+def kinds_table(results: Results, effect: bool = False) -> list[str]:
+    """The recovery ratio of each kind, for the cold start and for each run.
+
+    Args:
+        results: The results.
+        effect: Whether the table has the fault effect in points instead.
+    """
+    seeds = {run: _common(results, run, "cold") for run in ("cold", *TRAINED)}
+    done = [run for run in seeds if seeds[run]]
+
+    def text(run: str, kind: str) -> str:
+        wholes = _wholes(results, run, seeds[run])
+        if effect:
+            found = difference(pairs_of(wholes, [kind])[kind])
+            change = Change(found.mean, found.low, found.high, found.clusters)
+            return "–" if found.mean is None else points(change).rpartition(":")[0]
+        kept = recovery(wholes, [kind])
+        many = f", {kept.clusters}" if kept.count else ""
+        return percent(kept.mean, kept.low, kept.high) + many
+
+    def rows() -> Iterator[list[str]]:
+        for group in GROUPS if done else ():
+            for kind in (k for k in KINDS.values() if group_of(k.name) == group):
+                row = [f"**{group}**" if group == GROUPS[1] else group]
+                row += [f"`{kind.name}`" + r" \*" * kind.invented, kind.sort]
+                yield row + [text(run, kind.name) for run in done]
+
+    return figures_of(("", "kind", "sort", *(_named(run, seeds[run]) for run in done)), rows())
+
+
+def faults_table(results: Results) -> list[str]:
+    """Training under faults: accuracy, and recovery from seen and held-out kinds, against rate 0.
+
+    Args:
+        results: The results.
+    """
+    head = (
+        *("fault rate, seed", "right without faults", "change", "seen kinds: change"),
+        *("held-out kinds: ratio", "change"),
+    )
+
+    def cells(run: str, seeds: Sequence[int]) -> list[str]:
+        own = _wholes(results, run, seeds)
+        mean, held_out = accuracy(own), recovery(own, kinds_of(False))
+        changes = ["–"] * 3
+        if RATES[run]:
+            groups = (kinds_of(seen) for seen in (True, False))
+            changes = [_accuracy_text(results, "grpo", run, seeds)]
+            changes += (_change_text(results, "grpo", run, seeds, kinds) for kinds in groups)
+        right = percent(mean.mean, mean.low, mean.high)
+        kept = percent(held_out.mean, held_out.low, held_out.high)
+        return [right, *changes[:2], kept, changes[2]]
+
+    rows = _compared(results, list(RATES), "grpo", 5, cells, lambda run: f"{RATES[run]:g}")
+    return figures_of(head, rows)
+
+
+def values_table(results: Results) -> list[str]:
+    """Study D: noticed, and adopted, by the distance of the false value.
+
+    Args:
+        results: The results.
+    """
+    head = ("model", "value", "cases", "noticed", "adopted (contagion)", "right")
+
+    def rows() -> Iterator[list[str]]:
+        parts = [part for part in results.values() if "values" in part]
+        if not parts:
+            yield ["all", NOT_RUN, *["–"] * 4]
+        for part in parts:
+            for model, measured in part["values"].items():
+                checks = measured["figures"][next(iter(DISTANCES))]["checks_of_true"]
+                share = percent(*(checks[k] for k in ("mean", "low", "high")))
+                yield [model, "the true one", str(checks["count"]), f"checked: {share}", "–", "–"]
+                for name in DISTANCES:
+                    own = measured["figures"][name]
+                    yield [
+                        model,
+                        name,
+                        str(own["noticed"]["count"]),
+                        *(points(_change(own[key])) for key in ("noticed", "contagion")),
+                        percent(*(own["right"][k] for k in ("mean", "low", "high"))),
+                    ]
+
+    return figures_of(head, rows())
+
+
+def _change(mean: dict[str, Any]) -> Change:
+    return Change(mean["mean"], mean["low"], mean["high"], mean["clusters"])
