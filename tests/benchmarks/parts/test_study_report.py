@@ -100,7 +100,7 @@ def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_h
     assert "| cold, seeds 0, 1, 2 | grpo, seeds 0, 1 | spare, seed 1 | faults25, seed 1 |" in text
     assert "| spare, seed 1 |" + " +0 [–, –]: not shown |" * 3 in text  # against GRPO
     assert "+58 [" in row(page, "faults25, seed 1 | –")  # the change against the cold start
-    assert r"| **held out** | `busy` \* | explicit | −83 [" in text  # the fault effect
+    assert r"| **held out** | `busy` \* | explicit | −6" in text  # the fault effect
 
 
 def test_the_intervals_of_the_first_page_are_those_of_the_study():
