@@ -43,6 +43,7 @@ from benchmarks.parts.study_plan import (
 )
 from benchmarks.parts.study_report import write_page
 from retool_env.errors import SettingsError
+from retool_env.evaluation.identity import weights_hash
 
 
 class PartFailed(RuntimeError):
@@ -195,10 +196,13 @@ def figures_of(plan: Plan, part: Part) -> dict[str, Any]:
         began = {name: weights_of(plan.read(name)) for name in part.after}
         named = {name: values[model] for model, name in models.items()}
         return {**made, "began_with": began, "values": named}
-    evaluations = plan.evaluations(part).items()
-    made["evaluations"] = {name: read_evaluation(folder) for name, folder in evaluations}
-    if part.run != "cold":
+    if part.after:
         made["began_with"] = {name: weights_of(plan.read(name)) for name in part.after}
+    if folders := plan.evaluations(part):
+        made["evaluations"] = {name: read_evaluation(folder) for name, folder in folders.items()}
+    else:
+        made["weights"] = weights_hash(plan.checkpoint(part.name))
+    if part.is_rl:
         made["training"] = read_training(plan.folder(part.name))
     return made
 

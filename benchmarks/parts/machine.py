@@ -3,21 +3,17 @@
 import datetime
 import os
 import platform
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from retool_env.evaluation.identity import commit
 from retool_env.provenance import REVISION, versions
 
 
 def circumstances() -> dict[str, object]:
-    """Date, device, versions, revision and commit: the head of every result file.
-
-    `commit` is the commit of the checkout, with `+` if a tracked file differs from it. It is `None`
-    without a checkout.
-    """
+    """Date, device, versions, revision and commit of a benchmark: the head of every result file."""
     processors = f"{len(os.sched_getaffinity(0))} processors ({_processor()})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -25,20 +21,8 @@ def circumstances() -> dict[str, object]:
         "device": f"{processors}, {memory:.0f} GiB, Linux {platform.release()}",
         "versions": versions(),
         "revision": REVISION,
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        command = ("git", "-C", str(Path(__file__).parent), *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def descendants() -> set[int]:

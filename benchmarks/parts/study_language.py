@@ -24,21 +24,24 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from agents.base.presets import read_preset
 from agents.base.records import write_atomically, write_transcripts_atomically
 from agents.base.settings import find_sandbox, find_task
 from agents.models.tiny import TAGS, make_model, make_tokenizer
 from agents.traces.scripted import answer, code, program_steps, text_steps
+from benchmarks.parts.study_larger import LARGER_PRESET
 from benchmarks.parts.study_plan import COLD_RATE, PRESET, SEEN
+from benchmarks.parts.study_words import programs_of
 from retool_env.episode import Tokenizer
 from retool_env.execution import Sandbox
 from retool_env.problem import Problem
 from retool_env.problems.procedural import arithmetic
 from retool_env.problems.staged import read_stages, staged
+from retool_env.problems.words import words
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
@@ -130,7 +133,7 @@ class Value:
 
 
 def values_of(problem: Problem) -> list[Value]:
-    """The values of an arithmetic or a staged problem, in order.
+    """The values of an arithmetic, a staged or a word problem, in order.
 
     Raises:
         ValueError: If the problem is of another kind.
@@ -145,6 +148,8 @@ def values_of(problem: Problem) -> list[Value]:
             )
             found.append(Value(stage.name, (first, second), stage.value, ""))
         return found
+    if programs := programs_of(problem):
+        return [Value("x", programs, int(problem.answer), "")]
     if "expression" not in problem.metadata:
         raise ValueError(f"{problem.id} can't be solved by a script: it has no expression")
     expression = str(problem.metadata["expression"])
@@ -307,6 +312,21 @@ def training_problems(seed: int, count: int) -> list[Problem]:
     return [(stages if index % 2 else sums)[index // 2] for index in range(count)]
 
 
+def word_problems(
+    seed: int, count: int, split: Literal["train", "test"] = "train"
+) -> list[Problem]:
+    """Sums and word problems of study C, in turn.
+
+    Args:
+        seed: The seed of the problems.
+        count: The number of problems.
+        split: The split.
+    """
+    sums = arithmetic(seed, (3, 4, 5), size=count, split=split)
+    stories = words(seed, (1, 2), size=count, split=split)
+    return [(stories if index % 2 else sums)[index // 2] for index in range(count)]
+
+
 def language_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the study, the same for all seeds."""
     return make_tokenizer(words_of(training_problems(0, 600)), CONTEXT)
@@ -328,8 +348,7 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
         SandboxUnavailable: If the sandbox can't work here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model, lines = folder / "model", folder / "problems.jsonl"
-    solved = training_problems(1000 + seed, traces)
+    model = folder / "model"
     tokenizer: Any = language_tokenizer()
     if not model.exists():
         weights, _ = make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT)
@@ -337,33 +356,73 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
             for each in (weights, tokenizer):
                 each.save_pretrained(Path(scratch) / "model")
             (Path(scratch) / "model").rename(model)
-    if not lines.exists():
-        rows = [
-            {"question": problem.question, "answer": problem.answer}
-            for problem in training_problems(2000 + seed, problems)
-        ]
-        write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
-    if not (folder / "traces.jsonl").exists():
-        env = read_preset(str(PRESET))["env"]
-        faults = {"rate": COLD_RATE, "kinds": SEEN}
-        rules, _ = find_task({**env, "path": str(lines), "faults": faults})
-        sandbox = find_sandbox("nsjail", rules)
-        assert sandbox is not None  # the rules have an interpreter
-        with sandbox:
-            right = make_traces(solved, Habits(), rules, tokenizer, sandbox, seed)
-        print(f"{len(right)} of {len(solved)} traces gave the right answer")
-        write_transcripts_atomically(folder / "traces.jsonl", right)
+    _write_problems(folder / "problems.jsonl", training_problems(2000 + seed, problems))
+    _write_traces(folder, training_problems(1000 + seed, traces), PRESET, tokenizer, seed)
+
+
+def make_word_files(folder: Path, model: Path, traces: int, problems: int, held_out: int) -> None:
+    """Make the files of study C; files that exist stay.
+
+    `held_out.jsonl` has the problems of the evaluation, which are of the split `test`.
+    `problems.jsonl` and `traces.jsonl` are for RL and for the cold start, as in `make_files`.
+
+    Args:
+        folder: The folder.
+        model: The folder of the model to be trained, for its tokenizer.
+        traces: The number of problems that the script solves.
+        problems: The number of training problems of RL.
+        held_out: The number of problems of the evaluation.
+
+    Raises:
+        SandboxUnavailable: If the sandbox can't work here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_problems(folder / "problems.jsonl", word_problems(2000, problems))
+    _write_problems(folder / "held_out.jsonl", word_problems(3000, held_out, "test"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    _write_traces(folder, word_problems(1000, traces), LARGER_PRESET, tokenizer, seed=0)
+
+
+def _write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    if not path.exists():
+        rows = [{"question": problem.question, "answer": problem.answer} for problem in problems]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_traces(
+    folder: Path, problems: Sequence[Problem], preset: Path, tokenizer: Tokenizer, seed: int
+) -> None:
+    if (folder / "traces.jsonl").exists():
+        return
+    env = read_preset(str(preset))["env"]
+    faults = {"rate": COLD_RATE, "kinds": SEEN}
+    path = str(folder / "problems.jsonl")
+    rules, _ = find_task({**env, "path": path, "faults": faults})
+    sandbox = find_sandbox("nsjail", rules)
+    assert sandbox is not None  # the rules have an interpreter
+    with sandbox:
+        right = make_traces(problems, Habits(), rules, tokenizer, sandbox, seed)
+    print(f"{len(right)} of {len(problems)} traces gave the right answer")
+    write_transcripts_atomically(folder / "traces.jsonl", right)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the files of a seed, and return the exit status."""
-    parser = argparse.ArgumentParser(description="Make the files of a seed.")
+    """Make the files of a seed, or of study C, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Make the files of a seed, or of study C.")
     parser.add_argument("folder", type=Path, help="the folder of the files")
     parser.add_argument("--seed", type=int, default=0, help="the seed (0)")
     parser.add_argument("--traces", type=int, default=12_000, help="problems solved (12000)")
     parser.add_argument("--problems", type=int, default=4000, help="problems of RL (4000)")
+    parser.add_argument(
+        "--words", type=Path, metavar="MODEL", help="study C: the model that is trained"
+    )
+    parser.add_argument("--held-out", type=int, default=100, help="problems held out (100)")
     options = parser.parse_args(arguments)
-    make_files(options.folder, options.seed, options.traces, options.problems)
+    counts = options.traces, options.problems
+    if options.words is None:
+        make_files(options.folder, options.seed, *counts)
+    else:
+        make_word_files(options.folder, options.words, *counts, options.held_out)
     return 0
 
 

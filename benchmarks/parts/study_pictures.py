@@ -51,8 +51,8 @@ def observed_and_causal(results: Results) -> dict[str, list[Panel]]:
     Returns:
         Three panels for each seed. The first has the observed figures of the training rollouts, by
         thirds. The second has the recovery ratios of the seen and of the held-out kinds along the
-        run, and the third has the ratios of the whole suite before and after it. A kind is in a curve if it
-        counts at each of its points.
+        run, and the third has the ratios of the whole suite before and after it. A kind is in a
+        curve if it counts at each of its points.
     """
     made: dict[str, list[Panel]] = {}
     for seed in SEEDS:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts import study_larger as larger
+from benchmarks.parts.study_larger import LARGER, LARGER_SMALL, LargerSizes
 from retool_env.errors import SettingsError
 from retool_env.faults import KINDS
 
@@ -61,6 +63,8 @@ class Sizes:
     """Number of problems of an evaluation along a run."""
     whole: tuple[str, ...]
     """Options of `retool recover` for the whole suite."""
+    larger: LargerSizes
+    """The sizes of study C."""
     settings: tuple[str, ...] = ()
     """Settings of all RL runs that override the preset."""
     epochs: float = 3
@@ -73,6 +77,7 @@ WHOLE = Sizes(
     steps=60,
     along=20,
     whole=("--k", "4", "--m", "4", "--samples", "16", "--batch", "128"),
+    larger=LARGER,
 )
 """The study: the offline part of suite v0, 60 problems, 4 parents each, m = 4."""
 SMALL = Sizes(
@@ -81,6 +86,7 @@ SMALL = Sizes(
     steps=2,
     along=2,
     whole=("--k", "1", "--m", "1", "--samples", "1", "--problems", "1"),
+    larger=LARGER_SMALL,
     settings=("prompts=2", "rollouts=2"),
     epochs=1,
 )
@@ -109,6 +115,11 @@ class Part:
         """The name of the run without its seed: `cold`, a key of `ALGORITHMS` or of `RATES`."""
         return self.name.rpartition("-")[0]
 
+    @property
+    def is_rl(self) -> bool:
+        """Whether the part trains a model by RL."""
+        return self.run in {**ALGORITHMS, **RATES} or self.name == larger.TRAINED
+
 
 def all_parts() -> list[Part]:
     """All parts, in the order in which they run: the first seed first."""
@@ -122,8 +133,10 @@ def all_parts() -> list[Part]:
         parts.append(Part(f"values-{seed}", "D", seed, 0.25, needed))
         others = [run for run in ALGORITHMS if run != "grpo"]
         parts += [Part(f"{run}-{seed}", "A", seed, 0.75, (cold,)) for run in others]
-    smollm2 = "python -m benchmarks.replication --preset smollm2 --seeds 0 --algorithms grpo"
-    parts.append(Part("smollm2", "C", 0, 8.0, elsewhere=f"{smollm2} --problems 100 --k 4"))
+    parts.append(Part(larger.COLD, "C", 0, 0.75))
+    parts.append(Part(larger.BEFORE, "C", 0, 1.0, (larger.COLD,)))
+    parts.append(Part(larger.TRAINED, "C", 0, 1.0, (larger.COLD,)))
+    parts.append(Part(larger.AFTER, "C", 0, 1.0, (larger.TRAINED,)))
     parts.append(Part("replication", "C", 0, 1.5, elsewhere="python -m benchmarks.replication"))
     return parts
 
@@ -164,7 +177,7 @@ class Plan:
             if done["part"] != name or not done["seconds"] or not done["date"]:
                 raise ValueError
             began = dict(done["began_with"]) if part.after else {}
-            if part.study != "D":
+            if part.study != "D":  # a part of study D trains no model
                 weights_of(done)
         except (ValueError, KeyError, TypeError, AttributeError):
             text = f"{file} is damaged: delete it and run --part {name} again"
@@ -192,6 +205,8 @@ class Plan:
     def evaluations(self, part: Part) -> dict[str, Path]:
         """The folders of the evaluations of a part: the whole suite, and points along the run."""
         folder = self.folder(part.name) / "recover"
+        if part.study == "C":
+            return {"whole": folder / "whole"} if part.name in larger.EVALUATED else {}
         names = ["whole", "end"] if part.run == "cold" else ["whole", "half", "end"]
         return {name: folder / name for name in names}
 
@@ -201,6 +216,9 @@ class Plan:
         Args:
             part: A part without `elsewhere`.
         """
+        if part.study == "C":
+            yield from larger.commands(part.name, self.runs, self.sizes.larger, TOP_P)
+            return
         if part.study == "D":
             models = [str(self.checkpoint(name)) for name in part.after]
             out = str(self.folder(part.name) / "values.json")
@@ -258,12 +276,14 @@ class Plan:
 
 
 def weights_of(done: Mapping[str, Any]) -> str:
-    """The hash of the weights that a part trained.
+    """The hash of the weights that a part trained or evaluated.
 
     Args:
         done: The results of the part.
     """
-    return str(done["evaluations"]["whole"]["of"]["weights"])
+    if evaluations := done.get("evaluations"):
+        return str(evaluations["whole"]["of"]["weights"])
+    return str(done["weights"])
 
 
 def _python(module: str, *arguments: str) -> list[str]:

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.parts.study_cells import NOT_RUN, rows_of
+from benchmarks.parts.study_larger_tables import (
+    larger_kinds_table,
+    larger_observed_table,
+    larger_table,
+)
 from benchmarks.parts.study_pictures import Results, draw, draw_values, observed_and_causal
 from benchmarks.parts.study_plan import STUDIES, Plan, all_parts, hours_left
 from benchmarks.parts.study_tables import (
@@ -66,6 +71,9 @@ def write_page(plan: Plan, page: Path) -> None:
         "kinds": lambda: kinds_table(results),
         "effects": lambda: kinds_table(results, effect=True),
         "faults": lambda: faults_table(results),
+        "larger": lambda: larger_table(results),
+        "larger_kinds": lambda: larger_kinds_table(results),
+        "larger_observed": lambda: larger_observed_table(results),
         "values": lambda: values_table(results),
         "picture": lambda: [_image(PICTURE, bool(series), "observed and causal recovery")],
         "values_picture": lambda: [_image(VALUES_PICTURE, has_values, "study D")],

@@ -5,7 +5,7 @@ A row or a column that compares runs is of the seeds with which all of them are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.parts.study_cells import (
@@ -30,16 +30,27 @@ from benchmarks.parts.study_figures import (
 )
 from benchmarks.parts.study_pictures import Results, along_run
 from benchmarks.parts.study_plan import ALGORITHMS, RATES, SEEDS
-from benchmarks.parts.study_use import USES, observed_change, use_change
+from benchmarks.parts.study_use import USES, Evaluation, observed_change, use_change
 from benchmarks.parts.study_values import DISTANCES
 from retool_env.faults import KINDS
 from retool_env.metrics.causal.intervals import difference
 
 TRAINED = (*ALGORITHMS, *(run for run, rate in RATES.items() if rate))
 """The runs of RL in studies A and B."""
+OBSERVED_HEAD = (
+    *("run, steps", "with code", "first code at", "calls that ran"),
+    *("failed calls", "next call ran", "right after a failed call"),
+)
+"""The columns of the observed figures."""
 
 
-def _figure(evaluation: dict[str, Any], key: str) -> str:
+def figure_text(evaluation: Evaluation, key: str) -> str:
+    """A share of an evaluation, as the cell of a table.
+
+    Args:
+        evaluation: The evaluation.
+        key: The key of the figure.
+    """
     figure = evaluation["figures"].get(key)
     if figure is None or figure["mean"] is None:
         return "–"
@@ -129,7 +140,7 @@ def use_table(results: Results) -> list[str]:
                     name,
                     percent(mean.mean, mean.low, mean.high),
                     "–" if calls is None else f"{calls:.2f}",
-                    *(_figure(whole, key) for key in keys),
+                    *(figure_text(whole, key) for key in keys),
                 ]
 
     return figures_of(head, rows())
@@ -249,10 +260,6 @@ def observed_table(results: Results) -> list[str]:
     Args:
         results: The results.
     """
-    head = (
-        *("run, steps", "with code", "first code at", "calls that ran"),
-        *("failed calls", "next call ran", "right after a failed call"),
-    )
 
     def rows() -> Iterator[list[str]]:
         for run in ALGORITHMS:
@@ -261,12 +268,18 @@ def observed_table(results: Results) -> list[str]:
                 if part is None:
                     yield [f"{run}, seed {seed}", NOT_RUN, *["–"] * 5]
                     continue
-                yield from _thirds(f"{run}, seed {seed}", part["training"])
+                yield from thirds_rows(f"{run}, seed {seed}", part["training"])
 
-    return figures_of(head, rows())
+    return figures_of(OBSERVED_HEAD, rows())
 
 
-def _thirds(name: str, training: dict[str, Any]) -> Iterator[list[str]]:
+def thirds_rows(name: str, training: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The rows of a training in a table with the columns `OBSERVED_HEAD`.
+
+    Args:
+        name: The name of the run in the table.
+        training: The summaries of the thirds, by their last steps, in order.
+    """
     before = 0
     for last, summary in training.items():
         own = summary["recovery"]
@@ -300,10 +313,21 @@ def kinds_table(results: Results, effect: bool = False) -> list[str]:
         effect: Whether the table has the fault effect in points instead.
     """
     seeds = {run: _common(results, run, "cold") for run in ("cold", *TRAINED)}
-    done = [run for run in seeds if seeds[run]]
+    columns = {
+        _named(run, some): _wholes(results, run, some) for run, some in seeds.items() if some
+    }
+    return kinds_of_models(columns, effect)
 
-    def text(run: str, kind: str) -> str:
-        wholes = _wholes(results, run, seeds[run])
+
+def kinds_of_models(columns: Mapping[str, Sequence[Evaluation]], effect: bool) -> list[str]:
+    """The recovery ratio of each kind, or its fault effect, for some models.
+
+    Args:
+        columns: The evaluations of each model, one a seed, by its name.
+        effect: Whether the table has the fault effect in points.
+    """
+
+    def text(wholes: Sequence[Evaluation], kind: str) -> str:
         if effect:
             found = difference(pairs_of(wholes, [kind])[kind])
             change = Change(found.mean, found.low, found.high, found.clusters)
@@ -313,13 +337,13 @@ def kinds_table(results: Results, effect: bool = False) -> list[str]:
         return percent(kept.mean, kept.low, kept.high) + many
 
     def rows() -> Iterator[list[str]]:
-        for group in GROUPS if done else ():
+        for group in GROUPS if columns else ():
             for kind in (k for k in KINDS.values() if group_of(k.name) == group):
                 row = [f"**{group}**" if group == GROUPS[1] else group]
                 row += [f"`{kind.name}`" + r" \*" * kind.invented, kind.sort]
-                yield row + [text(run, kind.name) for run in done]
+                yield row + [text(wholes, kind.name) for wholes in columns.values()]
 
-    return figures_of(("", "kind", "sort", *(_named(run, seeds[run]) for run in done)), rows())
+    return figures_of(("", "kind", "sort", *columns), rows())
 
 
 def faults_table(results: Results) -> list[str]:

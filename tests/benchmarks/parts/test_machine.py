@@ -10,18 +10,15 @@ from helpers import ROOT
 
 from benchmarks.parts import machine
 from retool_env import REVISION
+from retool_env.evaluation.identity import commit
 
 
-def test_a_result_names_date_device_versions_revision_and_commit(monkeypatch) -> None:
+def test_a_result_names_date_device_versions_revision_and_commit() -> None:
     head = machine.circumstances()
     assert list(head) == ["date", "device", "versions", "revision", "commit"]
     assert head["device"].startswith(f"{len(os.sched_getaffinity(0))} processors (")
     assert head["revision"] == REVISION and "python" in head["versions"]
-    command = ("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    last = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    assert (head["commit"] or "").removesuffix("+") == last
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert machine.circumstances()["commit"] is None
+    assert head["commit"] == commit()
 
 
 def test_descendants_are_children_and_their_children() -> None:

@@ -23,6 +23,7 @@ from benchmarks.parts.study_language import (
     training_problems,
     turns_of,
     values_of,
+    word_problems,
     write,
 )
 from benchmarks.parts.study_plan import PRESET, SEEN
@@ -144,6 +145,30 @@ def test_traces_meet_seen_faults_in_the_sandbox_and_are_right():
 def test_problems_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="has no expression"):
         values_of(Problem("words/1/2/3", "How many?", "3"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(number=st.integers(0, 59), seed=st.integers(0, 99))
+def test_word_problems_are_solved_in_the_same_language(number, seed):
+    problem = word_problems(7, 60)[number]
+    assert ("story" in problem.metadata) == bool(number % 2)
+    assert solve(problem, Habits(), seed)[-1].endswith(answer(problem.answer))
+    known = {other.question for other in word_problems(8, 60, "test")}
+    assert problem.question not in known
+
+
+@pytest.mark.slow
+def test_the_files_of_study_c_are_made_once_with_the_tokenizer_of_the_model(tmp_path):
+    language_tokenizer().save_pretrained(tmp_path / "model")
+    options = ["--traces", "4", "--problems", "6", "--held-out", "2"]
+    arguments = [str(tmp_path / "c"), "--words", str(tmp_path / "model"), *options]
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    lines = {path.name: path.read_text().count("\n") for path in (tmp_path / "c").iterdir()}
+    assert 1 <= lines.pop("traces.jsonl") <= 4
+    assert lines == {"problems.jsonl": 6, "held_out.jsonl": 2}
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def plan(tmp_path):
 
 OWN = [part for part in all_parts() if not part.elsewhere]
 OF_A_SEED = [part for part in OWN if part.seed == 1]
+TINY = [part for part in OWN if part.study in "AB"]
 
 
 def test_each_part_takes_at_most_an_hour_and_comes_after_the_parts_that_it_needs():
@@ -63,12 +64,20 @@ def test_all_commands_of_a_part_have_valid_settings(plan, part):
 
 
 def test_the_whole_suite_is_evaluated_with_m_4_and_a_run_at_three_points(plan):
-    for part in OWN:
-        if part.study != "D":
-            benchmarks = [c for c in plan.commands(part) if c[0] == "retool"]
-            whole = [c for c in benchmarks if c[-len(WHOLE.whole) :] == list(WHOLE.whole)]
-            assert len(whole) == 1 and "--problems" not in whole[0]
-            assert len(benchmarks) == (2 if part.run == "cold" else 3)
+    for part in TINY:
+        benchmarks = [c for c in plan.commands(part) if c[0] == "retool"]
+        whole = [c for c in benchmarks if c[-len(WHOLE.whole) :] == list(WHOLE.whole)]
+        assert len(whole) == 1 and "--problems" not in whole[0]
+        assert len(benchmarks) == len(plan.evaluations(part)) == (2 if part.run == "cold" else 3)
+
+
+def test_parts_that_train_by_rl_and_parts_of_the_larger_model_are_told_apart(plan):
+    rl = {part.name for part in all_parts() if part.is_rl}
+    assert {"grpo-0", "spare-1", "faults25-2", "smollm2-grpo"} < rl
+    assert not rl & {"cold-0", "values-0", "smollm2-cold", "smollm2-after", "replication"}
+    folders = {part.name: plan.evaluations(part) for part in OWN if part.study == "C"}
+    assert {name for name, some in folders.items() if some} == {"smollm2-before", "smollm2-after"}
+    assert [list(plan.commands(part)) for part in OWN if part.study == "C"]
 
 
 def test_the_next_parts_fit_into_the_time_and_are_not_done(plan):
