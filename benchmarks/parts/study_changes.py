@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,39 @@ class Change:
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not shown"
 
 
-def jackknife(problems: Sequence[str], statistic: Callable[[str | None], float]) -> Change:
+Statistic = Callable[[str | None], float]
+"""Maps the problem that is left out to a number; `None`: all problems are in."""
+
+
+def over_seeds(statistics: Sequence[tuple[Iterable[str], Statistic]]) -> Change:
+    """The mean of a statistic over seeds, with an interval by the jackknife over problems.
+
+    A problem is left out with all seeds at once: it is one cluster.
+
+    Args:
+        statistics: For each seed its problems, at least two, and its statistic.
+    """
+    seeds = [(frozenset(problems), statistic) for problems, statistic in statistics]
+    whole = [statistic(None) for _, statistic in seeds]
+
+    def mean(without: str | None) -> float:
+        values = (
+            statistic(without) if without in problems else number
+            for number, (problems, statistic) in zip(whole, seeds, strict=True)
+        )
+        return math.fsum(values) / len(seeds)
+
+    return jackknife(sorted(frozenset().union(*(problems for problems, _ in seeds))), mean)
+
+
+def jackknife(problems: Sequence[str], statistic: Statistic) -> Change:
     """A statistic, with an interval by the jackknife over problems.
 
     Without any spread over the problems, the width is unknown, and there are no bounds.
 
     Args:
         problems: The problems.
-        statistic: Maps the problem that is left out to a number; `None`: all problems are in.
+        statistic: The statistic.
     """
     mean, count = statistic(None), len(problems)
     if count < 2:

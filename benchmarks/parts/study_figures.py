@@ -10,18 +10,19 @@ with the mix of the kinds. A kind counts if it has right continuations of the tr
 have the same kinds.
 
 A change between two models is paired by problem: of each seed and kind, only the problems with
-prefixes in both models count. The interval is by the jackknife over problems: all prefixes, kinds,
-seeds and both models of a problem form one cluster. So the interval says nothing about other
-training seeds.
+prefixes in both models count. Over several seeds it is the mean of their changes. The interval is
+by the jackknife over problems: all prefixes, kinds, seeds and both models of a problem form one
+cluster. So the interval says nothing about other training seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts.study_changes import LEAST_PROBLEMS, Change, jackknife
+from benchmarks.parts.study_changes import LEAST_PROBLEMS, Change, Statistic, over_seeds
 from benchmarks.parts.study_use import Evaluation, read_use
 from benchmarks.replication import rollouts, thirds
 from retool_env.evaluation.recover.figures import results, selected
@@ -137,23 +138,22 @@ def pairs_of(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> dict[st
 
 
 def paired(
-    before: Sequence[Evaluation], after: Sequence[Evaluation], kinds: Iterable[str]
+    before: Evaluation, after: Evaluation, kinds: Iterable[str]
 ) -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
-    """The prefixes at the problems that have prefixes in both models, for each seed and kind.
+    """The prefixes at the problems that have prefixes in both models, for each kind.
 
     Args:
-        before: The evaluations of the first models, one a seed.
-        after: The evaluations of the other models, in the same order.
+        before: The evaluation of the first model.
+        after: The evaluation of the other model.
         kinds: The kinds of faults.
     """
     made: tuple[dict[str, list[Pair]], dict[str, list[Pair]]] = ({}, {})
     for kind in kinds:
-        for both in zip(before, after, strict=True):
-            sides = [pairs_of([one], [kind])[kind] for one in both]
-            problems = [{pair.problem for pair in side} for side in sides]
-            shared = problems[0] & problems[1]
-            for own, side in zip(made, sides, strict=True):
-                own.setdefault(kind, []).extend(p for p in side if p.problem in shared)
+        sides = [pairs_of([one], [kind])[kind] for one in (before, after)]
+        problems = [{pair.problem for pair in side} for side in sides]
+        shared = problems[0] & problems[1]
+        for own, side in zip(made, sides, strict=True):
+            own[kind] = [pair for pair in side if pair.problem in shared]
     return made
 
 
@@ -190,17 +190,22 @@ def recovery(evaluations: Iterable[Evaluation], kinds: Sequence[str]) -> Cluster
     """The recovery ratio of one kind, or the mean ratio of several kinds, with its interval.
 
     Args:
-        evaluations: The evaluations, of one model or of several seeds.
+        evaluations: The evaluations, of one model or of several seeds. The ratio of one kind is of
+            all prefixes together, and the mean ratio of several kinds is the mean of the seeds.
         kinds: The kinds of faults.
     """
-    prefixes = pairs_of(evaluations, kinds)
+    some = list(evaluations)
     if len(kinds) == 1:
-        return ratio(prefixes[kinds[0]])
-    kept = counted(prefixes)
-    count = sum(len(prefixes[kind]) for kind in kept)
-    if not kept:
+        return ratio(pairs_of(some, kinds)[kinds[0]])
+    count, seeds = 0, list[tuple[list[str], Statistic]]()
+    for each in some:
+        prefixes = pairs_of([each], kinds)
+        if kept := counted(prefixes):
+            count += sum(len(prefixes[kind]) for kind in kept)
+            seeds.append((problems_of(prefixes, kept), partial(mean_ratio, prefixes, kept)))
+    if not seeds:
         return ClusterMean(0, 0, None, None, None)
-    found = jackknife(problems_of(prefixes, kept), lambda w: mean_ratio(prefixes, kept, w))
+    found = over_seeds(seeds)
     low = None if found.low is None else max(0.0, found.low)
     return ClusterMean(count, found.problems, found.mean, low, found.high)
 
@@ -225,19 +230,25 @@ def recovery_change(
 ) -> Change:
     """The change of the mean recovery ratio of some kinds, paired by problem.
 
+    Over several seeds it is the mean of the changes of the seeds in which a kind counts.
+
     Args:
         before: The evaluations of the first models, one a seed.
         after: The evaluations of the other models, in the same order.
         kinds: The kinds of faults.
     """
-    first, second = paired(before, after, kinds)
-    kept = counted(first, second)
-    if not kept:
-        return Change(None, None, None, 0)
-    return jackknife(
-        problems_of(first, kept),
-        lambda without: mean_ratio(second, kept, without) - mean_ratio(first, kept, without),
-    )
+    seeds = list[tuple[list[str], Statistic]]()
+    for both in zip(before, after, strict=True):
+        first, second = paired(*both, kinds)
+        if kept := counted(first, second):
+            seeds.append((problems_of(first, kept), partial(_difference, first, second, kept)))
+    return over_seeds(seeds) if seeds else Change(None, None, None, 0)
+
+
+def _difference(
+    first: Prefixes, second: Prefixes, kinds: Sequence[str], without: str | None
+) -> float:
+    return mean_ratio(second, kinds, without) - mean_ratio(first, kinds, without)
 
 
 def accuracy_change(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> Change:

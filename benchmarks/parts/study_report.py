@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.parts.study_cells import NOT_RUN, rows_of
+from benchmarks.parts.study_findings import findings_table
 from benchmarks.parts.study_larger_tables import (
     larger_kinds_table,
     larger_observed_table,
@@ -60,6 +61,7 @@ def write_page(plan: Plan, page: Path) -> None:
     series = observed_and_causal(results)
     has_values = any("values" in part for part in results.values())
     tables: dict[str, Callable[[], list[str]]] = {
+        "findings": lambda: findings_table(results),
         "parts": lambda: parts_table(plan, results),
         "use": lambda: use_table(results),
         "use_changes": lambda: use_changes_table(results),

@@ -1,6 +1,7 @@
 """The use of the tool in `benchmarks.recovery`, and its change: causal, and along a training.
 
-A change between two models is paired by problem, with an interval by the jackknife over problems.
+A change between two models is paired by problem, with an interval by the jackknife over problems;
+over several seeds it is the mean of their changes.
 Over-use and under-use select problems. Their change rests on the problems, and halves of samples,
 that are selected with both models.
 
@@ -11,10 +12,11 @@ intervals (the method of variance estimates recovery; Newcombe, 1998).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks.parts.study_changes import Change, jackknife
+from benchmarks.parts.study_changes import Change, Statistic, over_seeds
 from retool_env.metrics.causal.episodes import Episodes, calls, mean, right
 from retool_env.metrics.causal.frequency import halves
 from retool_env.transcript import Transcript
@@ -80,19 +82,20 @@ def use_change(before: Sequence[Evaluation], after: Sequence[Evaluation], name: 
         after: The evaluations of the other models, in the same order.
         name: The figure, a key of `USES`.
     """
-    differences: dict[str, list[float]] = {}
+    seeds = list[tuple[Iterable[str], Statistic]]()
     for both in zip(before, after, strict=True):
         first, second = (USES[name](evaluation) for evaluation in both)
-        for key in first.keys() & second.keys():
+        differences: dict[str, list[float]] = {}
+        for key in sorted(first.keys() & second.keys()):
             differences.setdefault(key[0], []).append(second[key] - first[key])
-    if not differences:
-        return Change(None, None, None, 0)
+        if len(differences) > 1:
+            seeds.append((differences, partial(_mean, differences)))
+    return over_seeds(seeds) if seeds else Change(None, None, None, 0)
 
-    def statistic(without: str | None) -> float:
-        some = [value for key, own in differences.items() if key != without for value in own]
-        return math.fsum(some) / len(some)
 
-    return jackknife(sorted(differences), statistic)
+def _mean(values: Mapping[str, Sequence[float]], without: str | None) -> float:
+    some = [value for problem, own in values.items() if problem != without for value in own]
+    return math.fsum(some) / len(some)
 
 
 def observed_change(training: Mapping[str, Any], name: str) -> Change:

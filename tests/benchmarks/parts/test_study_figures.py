@@ -125,6 +125,11 @@ def test_a_change_is_of_the_problems_of_both_models_and_counts_these():
     assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
     found = recovery_change([of(range(6), 0.2), before], [of(range(6, 12), 0.8), after], ["busy"])
     assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
+    # Seeds have equal weights, however many problems each of them has.
+    found = recovery_change([before, of(range(40), 0.2)], [after, of(range(40), 0.2)], ["busy"])
+    assert (found.mean, found.problems) == (pytest.approx(0.3), 40)
+    wide = recovery([of(range(12), 0.2), of(range(40), 0.8)], ["busy", "gone"])
+    assert (wide.mean, wide.clusters, wide.count) == (pytest.approx(0.5), 40, 52)
 
 
 def test_a_change_is_the_difference_of_the_ratios_and_its_interval_that_of_the_jackknife():

@@ -1,0 +1,42 @@
+"""The first table of the study's page: each figure by seed, and over the seeds."""
+
+from __future__ import annotations
+
+from helpers.studies import TRAINING, evaluation
+
+from benchmarks.parts.study_findings import QUESTIONS, findings_table
+
+
+def part(fault, **more):
+    return {"evaluations": {"whole": evaluation(fault)}, **more}
+
+
+def row(table, name):
+    [found] = [line for line in table if line.startswith(f"| {name}")]
+    return [cell.strip() for cell in found.split("|")[2:-1]]
+
+
+def test_each_question_has_its_seeds_and_their_pool():
+    results = {f"cold-{seed}": part(0.2) for seed in (0, 1)}
+    results |= {f"grpo-{seed}": part(0.8, training=TRAINING) for seed in (0, 1)}
+    results["faults25-1"] = part(0.9, training=TRAINING)
+    table = findings_table(results)
+    assert len(table) == 2 + len(QUESTIONS) + 2
+    first, second, third, both = row(table, "recovery, held-out kinds: GRPO against cold start")
+    assert first == second and first.startswith("+50 [") and first.endswith(": higher")
+    assert third == "not run" and both.startswith("+50 [") and both.endswith(": higher")
+    faults = row(table, "recovery, held-out kinds: GRPO under faults, rate 0.25 against GRPO")
+    assert faults[0] == faults[2] == "not run" and faults[1].startswith("+8 [")
+    assert faults[3] == "–"  # one seed has no pool
+    assert row(table, "calls: GRPO")[0].startswith("+0.90 [")
+    observed = row(table, "a failed call's next call ran: last third of GRPO against the first")
+    assert observed == ["−40 [−54, −26]: lower"] * 2 + ["not run", "–"]
+
+
+def test_seeds_that_disagree_show_nothing_together():
+    results = {"cold-0": part(0.2), "cold-1": part(0.8)}
+    results |= {"grpo-0": part(0.8, training=TRAINING), "grpo-1": part(0.8, training=TRAINING)}
+    cells = row(findings_table(results), "recovery, seen kinds: GRPO against cold start")
+    assert cells[0].endswith(": higher") and cells[1].endswith(": not shown")
+    assert cells[3].endswith(": not shown for each seed")
+    assert findings_table({}) == ["No part of this table has been run."]
