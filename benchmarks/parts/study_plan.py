@@ -17,6 +17,7 @@ from benchmarks.parts import study_larger as larger
 from benchmarks.parts.study_larger import LARGER, LARGER_SMALL, LargerSizes
 from retool_env.errors import SettingsError
 from retool_env.faults import KINDS
+from retool_env.provenance import REVISION
 
 PRESET = Path(__file__).with_name("recovery_study.yaml")
 """The preset of all runs."""
@@ -34,6 +35,8 @@ RATES = {"grpo": 0.0, "faults10": 0.1, "faults25": 0.25}
 """The fault rates of the training in study B, by the name of the run. Rate 0 is study A's GRPO."""
 SEEN = tuple(kind.name for kind in KINDS.values() if kind.seen)
 """The kinds of faults that the cold start and the training of study B meet."""
+REPLICATION = "replication"
+"""The part that `benchmarks.replication` runs."""
 COLD_RATE = 0.2
 """The fault rate of the cold start's traces."""
 TOP_P = 0.9
@@ -137,7 +140,7 @@ def all_parts() -> list[Part]:
     parts.append(Part(larger.BEFORE, "C", 0, 1.0, (larger.COLD,)))
     parts.append(Part(larger.TRAINED, "C", 0, 1.0, (larger.COLD,)))
     parts.append(Part(larger.AFTER, "C", 0, 1.0, (larger.TRAINED,)))
-    parts.append(Part("replication", "C", 0, 1.5, elsewhere="python -m benchmarks.replication"))
+    parts.append(Part(REPLICATION, "C", 0, 1.5, elsewhere="python -m benchmarks.replication"))
     return parts
 
 
@@ -157,8 +160,11 @@ class Plan:
         return self.results / f"{part}.json"
 
     def done(self, part: str) -> bool:
-        """Whether a part is done."""
-        return self.file(part).exists()
+        """Whether a part is done: the replication, with the present revision of the environment."""
+        if part != REPLICATION:
+            return self.file(part).exists()
+        file = self.results.parent / "replication_tiny.json"
+        return file.exists() and json.loads(file.read_text()).get("revision") == REVISION
 
     def read(self, name: str) -> dict[str, Any]:
         """The results of a part that is done.

@@ -47,7 +47,8 @@ def read_parts(plan: Plan) -> Results:
     Raises:
         SettingsError: If a file is damaged, or belongs to other weights.
     """
-    return {part.name: plan.read(part.name) for part in all_parts() if plan.done(part.name)}
+    done = [part for part in all_parts() if plan.done(part.name) and not part.elsewhere]
+    return {part.name: plan.read(part.name) for part in done}
 
 
 def write_page(plan: Plan, page: Path) -> None:
@@ -109,7 +110,7 @@ def parts_table(plan: Plan, results: Results) -> list[str]:
 
     def rows() -> Iterator[list[str]]:
         for part in all_parts():
-            state = NOT_RUN
+            state = "done" if plan.done(part.name) else NOT_RUN
             if done := results.get(part.name):
                 spent = sum(done["seconds"].values()) / 60
                 state = f"done, {done['date'][:10]}, {spent:.0f} minutes"

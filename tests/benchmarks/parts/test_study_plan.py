@@ -21,6 +21,7 @@ from benchmarks.parts.study_plan import (
 )
 from retool_env.errors import SettingsError
 from retool_env.faults import KINDS
+from retool_env.provenance import REVISION
 
 
 @pytest.fixture
@@ -114,3 +115,14 @@ def test_a_part_that_began_with_other_weights_is_refused(plan):
         SettingsError, match=r"grpo-0\.json: the part began with weights that cold-0"
     ):
         plan.read("grpo-0")
+
+
+@pytest.mark.parametrize(("revision", "done"), [(REVISION, True), (REVISION - 1, False)])
+def test_the_replication_is_done_with_the_present_revision(plan, revision, done):
+    assert not plan.done("replication")
+    file = plan.results.parent / "replication_tiny.json"
+    file.write_text(json.dumps({"revision": revision}))
+    assert plan.done("replication") == done
+    file.write_text("{}")  # of a time before revisions were written
+    assert not plan.done("replication")
+    assert hours_left(plan, "C") == pytest.approx(5.25)
