@@ -87,7 +87,7 @@ def rows_of(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def figures_of(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+def table_of(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
     """A table of figures, or a line of text if no part of it has been run.
 
     A run has one row for all seeds that have not been run.

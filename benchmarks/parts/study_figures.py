@@ -6,8 +6,8 @@ that two models can be compared without their episodes.
 The recovery ratio of several kinds is the mean of their ratios, with equal weights. Which prefixes
 a kind has depends on the programs of the model, so a ratio of all prefixes together would change
 with the mix of the kinds. A kind counts if it has right continuations of the true result at
-`LEAST_PROBLEMS` problems or more; for a change, in both models. So all replicates of the jackknife
-have the same kinds.
+two problems or more; for a change, in both models. So all replicates of the jackknife have the same
+kinds.
 
 A change between two models is paired by problem: of each seed and kind, only the problems with
 prefixes in both models count. Over several seeds it is the mean of their changes. The interval is
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts.study_changes import LEAST_PROBLEMS, Change, Statistic, over_seeds
+from benchmarks.parts.study_changes import Change, Statistic, over_seeds
 from benchmarks.parts.study_use import Evaluation, read_use
 from benchmarks.replication import rollouts, thirds
 from retool_env.evaluation.recover.figures import results, selected
@@ -50,6 +50,8 @@ _ORIGIN = (
 SAME_TEXT = ("always_timeout", "cut")
 """The held-out kinds that show at the fork what a seen kind shows: `timeout` and `always_cut`. They
 differ from it in later calls only, so no claim about held-out kinds rests on them."""
+LEAST_OF_KIND = 2
+"""A kind counts in a mean if it is right from the true result at this number of problems."""
 GROUPS = ("seen", "held out", "held out, same text as a seen kind")
 """The groups of kinds."""
 
@@ -59,14 +61,15 @@ def group_of(kind: str) -> str:
     return GROUPS[0] if KINDS[kind].seen else GROUPS[1 + (kind in SAME_TEXT)]
 
 
-def kinds_of(seen: bool) -> tuple[str, ...]:
+def kinds_of(seen: bool, sort: str = "") -> tuple[str, ...]:
     """The kinds of faults, without placebos, that training may use, or that claims are about.
 
     Args:
         seen: Whether training may use them; `False`: the held-out kinds without `SAME_TEXT`.
+        sort: `explicit` or `silent`; empty: both.
     """
-    group = GROUPS[0 if seen else 1]
-    return tuple(k for k in KINDS if group_of(k) == group and KINDS[k].sort != "placebo")
+    group, sorts = GROUPS[0 if seen else 1], (sort,) if sort else ("explicit", "silent")
+    return tuple(k for k in KINDS if group_of(k) == group and KINDS[k].sort in sorts)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -157,18 +160,20 @@ def paired(
     return made
 
 
-def counted(*models: Prefixes) -> list[str]:
+def counted(*models: Prefixes, least: int = LEAST_OF_KIND) -> list[str]:
     """The kinds that count: right from the true result at enough problems, in each model.
 
     Args:
         *models: The prefixes of each model.
+        least: The least number of problems, two or more: with fewer, a replicate of the jackknife
+            would lose the kind.
     """
 
     def problems(some: Iterable[Pair]) -> int:
         return len({pair.problem for pair in some if pair.second})
 
     kinds = models[0]
-    return [k for k in kinds if all(problems(m.get(k, ())) >= LEAST_PROBLEMS for m in models)]
+    return [k for k in kinds if all(problems(m.get(k, ())) >= least for m in models)]
 
 
 def mean_ratio(prefixes: Prefixes, kinds: Sequence[str], without: str | None = None) -> float:
@@ -186,25 +191,31 @@ def mean_ratio(prefixes: Prefixes, kinds: Sequence[str], without: str | None = N
     return sum(ratios) / len(ratios)
 
 
-def recovery(evaluations: Iterable[Evaluation], kinds: Sequence[str]) -> ClusterMean:
+def recovery(
+    evaluations: Iterable[Evaluation], kinds: Sequence[str], least: int = LEAST_OF_KIND
+) -> ClusterMean:
     """The recovery ratio of one kind, or the mean ratio of several kinds, with its interval.
 
     Args:
         evaluations: The evaluations, of one model or of several seeds. The ratio of one kind is of
             all prefixes together, and the mean ratio of several kinds is the mean of the seeds.
+            This mean has no case if no kind counts with one of the seeds.
         kinds: The kinds of faults.
+        least: See `counted`.
     """
-    some = list(evaluations)
+    some, nothing = list(evaluations), ClusterMean(0, 0, None, None, None)
     if len(kinds) == 1:
         return ratio(pairs_of(some, kinds)[kinds[0]])
     count, seeds = 0, list[tuple[list[str], Statistic]]()
     for each in some:
         prefixes = pairs_of([each], kinds)
-        if kept := counted(prefixes):
-            count += sum(len(prefixes[kind]) for kind in kept)
-            seeds.append((problems_of(prefixes, kept), partial(mean_ratio, prefixes, kept)))
+        kept = counted(prefixes, least=least)
+        if not kept:
+            return nothing
+        count += sum(len(prefixes[kind]) for kind in kept)
+        seeds.append((problems_of(prefixes, kept), partial(mean_ratio, prefixes, kept)))
     if not seeds:
-        return ClusterMean(0, 0, None, None, None)
+        return nothing
     found = over_seeds(seeds)
     low = None if found.low is None else max(0.0, found.low)
     return ClusterMean(count, found.problems, found.mean, low, found.high)
@@ -226,22 +237,29 @@ def accuracy(evaluations: Iterable[Evaluation]) -> ClusterMean:
 
 
 def recovery_change(
-    before: Sequence[Evaluation], after: Sequence[Evaluation], kinds: Iterable[str]
+    before: Sequence[Evaluation],
+    after: Sequence[Evaluation],
+    kinds: Sequence[str],
+    least: int = LEAST_OF_KIND,
 ) -> Change:
     """The change of the mean recovery ratio of some kinds, paired by problem.
 
-    Over several seeds it is the mean of the changes of the seeds in which a kind counts.
+    Over several seeds it is the mean of their changes. It has no case if no kind counts with one of
+    the seeds.
 
     Args:
         before: The evaluations of the first models, one a seed.
         after: The evaluations of the other models, in the same order.
         kinds: The kinds of faults.
+        least: See `counted`.
     """
     seeds = list[tuple[list[str], Statistic]]()
     for both in zip(before, after, strict=True):
         first, second = paired(*both, kinds)
-        if kept := counted(first, second):
-            seeds.append((problems_of(first, kept), partial(_difference, first, second, kept)))
+        kept = counted(first, second, least=least)
+        if not kept:
+            return Change(None, None, None, 0)
+        seeds.append((problems_of(first, kept), partial(_difference, first, second, kept)))
     return over_seeds(seeds) if seeds else Change(None, None, None, 0)
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from benchmarks.parts.study_cells import (
     NOT_RUN,
     Written,
-    figures_of,
     points,
     pooled,
     signed_number,
     signed_points,
+    table_of,
 )
-from benchmarks.parts.study_changes import Change
-from benchmarks.parts.study_figures import accuracy_change, kinds_of, recovery_change
+from benchmarks.parts.study_changes import LEAST_PROBLEMS, Change
+from benchmarks.parts.study_figures import (
+    LEAST_OF_KIND,
+    accuracy_change,
+    kinds_of,
+    recovery_change,
+)
 from benchmarks.parts.study_pictures import Results
 from benchmarks.parts.study_plan import SEEDS
-from benchmarks.parts.study_use import USES, observed_change, use_change
+from benchmarks.parts.study_tables import seeds_of, wholes_of
+from benchmarks.parts.study_use import USES, Evaluation, observed_change, use_change
 
-Evaluations = Sequence[dict[str, Any]]
+Evaluations = Sequence[Evaluation]
 """The evaluations of a run, one a seed."""
 Compared = Callable[[Evaluations, Evaluations], Change]
 """The change between two runs."""
@@ -30,17 +35,24 @@ def _use(name: str) -> Compared:
     return lambda before, after: use_change(before, after, name)
 
 
-def _recovery(seen: bool) -> Compared:
-    return lambda before, after: recovery_change(before, after, kinds_of(seen))
+def _recovery(seen: bool, sort: str = "", least: int = LEAST_OF_KIND) -> Compared:
+    return lambda before, after: recovery_change(before, after, kinds_of(seen, sort), least)
 
 
+HELD_OUT: tuple[tuple[str, Compared], ...] = (
+    ("recovery, held-out kinds", _recovery(False)),
+    ("– explicit kinds alone", _recovery(False, "explicit")),
+    ("– silent kinds alone", _recovery(False, "silent")),
+    (f"– kinds at {LEAST_PROBLEMS} problems or more", _recovery(False, least=LEAST_PROBLEMS)),
+)
+"""The recovery from held-out kinds by the rule that was committed first, and by three others."""
 QUESTIONS: tuple[tuple[str, str, str, Compared], ...] = (
     ("accuracy without faults", "grpo", "cold", accuracy_change),
     *((name, "grpo", "cold", _use(name)) for name in USES),
     ("recovery, seen kinds", "grpo", "cold", _recovery(True)),
-    ("recovery, held-out kinds", "grpo", "cold", _recovery(False)),
-    ("recovery, held-out kinds", "faults10", "grpo", _recovery(False)),
-    ("recovery, held-out kinds", "faults25", "grpo", _recovery(False)),
+    *((name, "grpo", "cold", change) for name, change in HELD_OUT),
+    *((name, "faults10", "grpo", change) for name, change in HELD_OUT),
+    *((name, "faults25", "grpo", change) for name, change in HELD_OUT),
     ("accuracy without faults", "faults25", "grpo", accuracy_change),
 )
 """The figures of the table: a figure, a run, the run that it is compared with, and the change."""
@@ -68,29 +80,22 @@ def findings_table(results: Results) -> list[str]:
     for figure, run, base, compared in QUESTIONS:
         written = signed_number if figure == "calls" else signed_points
         change = _changes(results, run, base, compared)
-        name = f"{figure}: {NAMES[run]} against {NAMES[base]}"
-        rows.append(_row(name, change, _common(results, run, base), written))
+        name = f"{NAMES[run]} against {NAMES[base]}: {figure}"
+        rows.append(_row(name, change, seeds_of(results, run, base), written))
     for key, figure in OBSERVED.items():
-        cells = [f"{figure}: last third of GRPO against the first"]
+        cells = [f"GRPO, last third against the first: {figure}"]
         for seed in SEEDS:
             part = results.get(f"grpo-{seed}")
             cells.append(points(observed_change(part["training"], key)) if part else NOT_RUN)
         rows.append([*cells, "–"])
     head = ("figure", *(f"seed {seed}" for seed in SEEDS), "these seeds together")
-    return figures_of(head, iter(rows))
-
-
-def _common(results: Results, *runs: str) -> list[int]:
-    return [seed for seed in SEEDS if all(f"{run}-{seed}" in results for run in runs)]
+    return table_of(head, iter(rows))
 
 
 def _changes(
     results: Results, run: str, base: str, compared: Compared
 ) -> Callable[[Sequence[int]], Change]:
-    def wholes(name: str, seeds: Sequence[int]) -> Evaluations:
-        return [results[f"{name}-{seed}"]["evaluations"]["whole"] for seed in seeds]
-
-    return lambda seeds: compared(wholes(base, seeds), wholes(run, seeds))
+    return lambda seeds: compared(wholes_of(results, base, seeds), wholes_of(results, run, seeds))
 
 
 def _row(

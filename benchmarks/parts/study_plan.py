@@ -46,7 +46,7 @@ such as a check or text alone: the habits that the study is about."""
 STUDIES = {
     "A": "Does reinforcement learning without faults make the tool used more, sooner and better?",
     "B": "Does training under seen faults buy recovery from held-out faults, and at which price?",
-    "C": "The same with SmolLM2-135M, and the replication anew.",
+    "C": "SmolLM2-135M before and after reinforcement learning, and the replication anew.",
     "D": "Is a false value noticed, the farther it is from plausible?",
 }
 """The studies and their questions."""
@@ -164,7 +164,10 @@ class Plan:
         if part != REPLICATION:
             return self.file(part).exists()
         file = self.results.parent / "replication_tiny.json"
-        return file.exists() and json.loads(file.read_text()).get("revision") == REVISION
+        try:
+            return bool(json.loads(file.read_text(encoding="utf-8")).get("revision") == REVISION)
+        except (OSError, ValueError):
+            return False
 
     def read(self, name: str) -> dict[str, Any]:
         """The results of a part that is done.
@@ -185,9 +188,13 @@ class Plan:
             began = dict(done["began_with"]) if part.after else {}
             if part.study != "D":  # a part of study D trains no model
                 weights_of(done)
+            for evaluation in done.get("evaluations", {}).values():
+                evaluation["use"], evaluation["pairs"], evaluation["accuracy"]
         except (ValueError, KeyError, TypeError, AttributeError):
-            text = f"{file} is damaged: delete it and run --part {name} again"
-            raise SettingsError(f"{text}, which reads the finished run") from None
+            raise SettingsError(
+                f"{file} is damaged, or of another version of this study: delete it and run "
+                f"--part {name} again. It is soon done if {self.folder(name)} is still there"
+            ) from None
         for before, weights in began.items():
             if self.done(before) and weights_of(self.read(before)) != weights:
                 raise SettingsError(

@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.parts.study_cells import (
     NOT_RUN,
-    figures_of,
     percent,
     points,
     pooled,
     signed_number,
     signed_points,
+    table_of,
 )
 from benchmarks.parts.study_changes import Change
 from benchmarks.parts.study_figures import (
@@ -30,7 +30,7 @@ from benchmarks.parts.study_figures import (
 )
 from benchmarks.parts.study_pictures import Results, along_run
 from benchmarks.parts.study_plan import ALGORITHMS, RATES, SEEDS
-from benchmarks.parts.study_use import USES, Evaluation, observed_change, use_change
+from benchmarks.parts.study_use import USES, Evaluation, calls_of, observed_change, use_change
 from benchmarks.parts.study_values import DISTANCES
 from retool_env.faults import KINDS
 from retool_env.metrics.causal.intervals import difference
@@ -62,8 +62,8 @@ def _named(run: str, seeds: Sequence[int]) -> str:
     return f"{run}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _common(results: Results, *runs: str) -> list[int]:
-    """The seeds of which all these runs are done."""
+def seeds_of(results: Results, *runs: str) -> list[int]:
+    """The seeds with which all these runs are done."""
     return [seed for seed in SEEDS if all(f"{run}-{seed}" in results for run in runs)]
 
 
@@ -90,20 +90,27 @@ def _compared(
         names: The name of a run in the table.
     """
     for run in runs:
-        seeds = _common(results, run, base)
+        seeds = seeds_of(results, run, base)
         for some in _each_and_all(seeds):
             yield [_named(names(run), some), *cells(run, some)]
         if missing := [seed for seed in SEEDS if seed not in seeds]:
             yield [_named(names(run), missing), NOT_RUN, *["–"] * (columns - 1)]
 
 
-def _wholes(results: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def wholes_of(results: Results, run: str, seeds: Sequence[int]) -> list[Evaluation]:
+    """The evaluations of a run on the whole suite.
+
+    Args:
+        results: The results.
+        run: The run.
+        seeds: Seeds with which it is done.
+    """
     return [results[f"{run}-{seed}"]["evaluations"]["whole"] for seed in seeds]
 
 
 def _accuracy_text(results: Results, base: str, run: str, seeds: Sequence[int]) -> str:
     def change(some: Sequence[int]) -> Change:
-        return accuracy_change(_wholes(results, base, some), _wholes(results, run, some))
+        return accuracy_change(wholes_of(results, base, some), wholes_of(results, run, some))
 
     return pooled(change, seeds)
 
@@ -112,7 +119,7 @@ def _change_text(
     results: Results, base: str, run: str, seeds: Sequence[int], kinds: Sequence[str]
 ) -> str:
     def change(some: Sequence[int]) -> Change:
-        return recovery_change(_wholes(results, base, some), _wholes(results, run, some), kinds)
+        return recovery_change(wholes_of(results, base, some), wholes_of(results, run, some), kinds)
 
     return pooled(change, seeds)
 
@@ -134,16 +141,15 @@ def use_table(results: Results) -> list[str]:
                     continue
                 whole = part["evaluations"]["whole"]
                 mean = accuracy([whole])
-                calls = whole["figures"].get("dose/0/calls", {}).get("mean")
                 keys = ("frequency/gain", "frequency/over_use", "frequency/under_use")
                 yield [
                     name,
                     percent(mean.mean, mean.low, mean.high),
-                    "–" if calls is None else f"{calls:.2f}",
+                    f"{calls_of(whole):.2f}",
                     *(figure_text(whole, key) for key in keys),
                 ]
 
-    return figures_of(head, rows())
+    return table_of(head, rows())
 
 
 def use_changes_table(results: Results) -> list[str]:
@@ -158,12 +164,13 @@ def use_changes_table(results: Results) -> list[str]:
         for name in USES:
 
             def change(some: Sequence[int], name: str = name) -> Change:
-                return use_change(_wholes(results, "cold", some), _wholes(results, run, some), name)
+                before, after = (wholes_of(results, each, some) for each in ("cold", run))
+                return use_change(before, after, name)
 
             made.append(pooled(change, seeds, signed_number if name == "calls" else signed_points))
         return made
 
-    return figures_of(("run", *USES), _compared(results, TRAINED, "cold", len(USES), cells))
+    return table_of(("run", *USES), _compared(results, TRAINED, "cold", len(USES), cells))
 
 
 def recovery_table(results: Results) -> list[str]:
@@ -181,12 +188,12 @@ def recovery_table(results: Results) -> list[str]:
         cold = run == "cold"
         made = ["–" if cold else _accuracy_text(results, "cold", run, seeds)]
         for kinds in (kinds_of(seen) for seen in (True, False)):
-            mean = recovery(_wholes(results, run, seeds), kinds)
+            mean = recovery(wholes_of(results, run, seeds), kinds)
             made.append(percent(mean.mean, mean.low, mean.high))
             made.append("–" if cold else _change_text(results, "cold", run, seeds, kinds))
         return made
 
-    return figures_of(head, _compared(results, ("cold", *ALGORITHMS), "cold", 5, cells))
+    return table_of(head, _compared(results, ("cold", *ALGORITHMS), "cold", 5, cells))
 
 
 def versus_table(results: Results) -> list[str]:
@@ -203,7 +210,7 @@ def versus_table(results: Results) -> list[str]:
 
     head = ("run", "accuracy", "seen kinds: ratio", "held-out kinds: ratio")
     others = [run for run in ALGORITHMS if run != "grpo"]
-    return figures_of(head, _compared(results, others, "grpo", 3, cells))
+    return table_of(head, _compared(results, others, "grpo", 3, cells))
 
 
 def sorts_table(results: Results) -> list[str]:
@@ -213,21 +220,14 @@ def sorts_table(results: Results) -> list[str]:
         results: The results.
     """
     sorts = [(seen, sort) for seen in (True, False) for sort in ("explicit", "silent")]
+
+    def cells(run: str, seeds: Sequence[int]) -> list[str]:
+        return [
+            _change_text(results, "cold", run, seeds, kinds_of(seen, sort)) for seen, sort in sorts
+        ]
+
     head = ("run", *(f"{GROUPS[not seen]}, {sort}" for seen, sort in sorts))
-
-    def rows() -> Iterator[list[str]]:
-        for run in TRAINED:
-            if seeds := _common(results, run, "cold"):
-                groups = (
-                    [kind for kind in kinds_of(seen) if KINDS[kind].sort == sort]
-                    for seen, sort in sorts
-                )
-                texts = (_change_text(results, "cold", run, seeds, kinds) for kinds in groups)
-                yield [_named(run, seeds), *texts]
-            else:
-                yield [_named(run, SEEDS), NOT_RUN, *["–"] * 3]
-
-    return figures_of(head, rows())
+    return table_of(head, _compared(results, TRAINED, "cold", len(sorts), cells))
 
 
 def along_table(results: Results) -> list[str]:
@@ -240,7 +240,7 @@ def along_table(results: Results) -> list[str]:
 
     def rows() -> Iterator[list[str]]:
         for run in TRAINED:
-            seeds = _common(results, run, "cold")
+            seeds = seeds_of(results, run, "cold")
             if not seeds:
                 yield [_named(run, SEEDS), NOT_RUN, *["–"] * 2]
                 continue
@@ -251,7 +251,7 @@ def along_table(results: Results) -> list[str]:
                 texts = (percent(each.mean, each.low, each.high) for each in cells)
                 yield [f"{_named(run, seeds)}: step {step}", *texts]
 
-    return figures_of(head, rows())
+    return table_of(head, rows())
 
 
 def observed_table(results: Results) -> list[str]:
@@ -270,7 +270,7 @@ def observed_table(results: Results) -> list[str]:
                     continue
                 yield from thirds_rows(f"{run}, seed {seed}", part["training"])
 
-    return figures_of(OBSERVED_HEAD, rows())
+    return table_of(OBSERVED_HEAD, rows())
 
 
 def thirds_rows(name: str, training: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -312,9 +312,9 @@ def kinds_table(results: Results, effect: bool = False) -> list[str]:
         results: The results.
         effect: Whether the table has the fault effect in points instead.
     """
-    seeds = {run: _common(results, run, "cold") for run in ("cold", *TRAINED)}
+    seeds = {run: seeds_of(results, run, "cold") for run in ("cold", *TRAINED)}
     columns = {
-        _named(run, some): _wholes(results, run, some) for run, some in seeds.items() if some
+        _named(run, some): wholes_of(results, run, some) for run, some in seeds.items() if some
     }
     return kinds_of_models(columns, effect)
 
@@ -343,7 +343,7 @@ def kinds_of_models(columns: Mapping[str, Sequence[Evaluation]], effect: bool) -
                 row += [f"`{kind.name}`" + r" \*" * kind.invented, kind.sort]
                 yield row + [text(wholes, kind.name) for wholes in columns.values()]
 
-    return figures_of(("", "kind", "sort", *columns), rows())
+    return table_of(("", "kind", "sort", *columns), rows())
 
 
 def faults_table(results: Results) -> list[str]:
@@ -358,7 +358,7 @@ def faults_table(results: Results) -> list[str]:
     )
 
     def cells(run: str, seeds: Sequence[int]) -> list[str]:
-        own = _wholes(results, run, seeds)
+        own = wholes_of(results, run, seeds)
         mean, held_out = accuracy(own), recovery(own, kinds_of(False))
         changes = ["–"] * 3
         if RATES[run]:
@@ -370,7 +370,7 @@ def faults_table(results: Results) -> list[str]:
         return [right, *changes[:2], kept, changes[2]]
 
     rows = _compared(results, list(RATES), "grpo", 5, cells, lambda run: f"{RATES[run]:g}")
-    return figures_of(head, rows)
+    return table_of(head, rows)
 
 
 def values_table(results: Results) -> list[str]:
@@ -400,7 +400,7 @@ def values_table(results: Results) -> list[str]:
                         percent(*(own["right"][k] for k in ("mean", "low", "high"))),
                     ]
 
-    return figures_of(head, rows())
+    return table_of(head, rows())
 
 
 def _change(mean: dict[str, Any]) -> Change:

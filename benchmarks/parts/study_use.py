@@ -5,8 +5,9 @@ over several seeds it is the mean of their changes.
 Over-use and under-use select problems. Their change rests on the problems, and halves of samples,
 that are selected with both models.
 
-The thirds of a training have other problems. Their change has an interval made from the two
-intervals (the method of variance estimates recovery; Newcombe, 1998).
+The change between two thirds of a training has an interval made from their two intervals, as if the
+thirds were independent (Newcombe, 1998). With GRPO and DAPO they have other problems. With PPO they
+share problems, and the interval is rather too wide.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from benchmarks.parts.study_changes import Change, Statistic, over_seeds
@@ -74,6 +76,15 @@ USES: Mapping[str, Callable[[Evaluation], Values]] = {
 """The figures of the use of the tool, by name: each maps an evaluation to its values."""
 
 
+def calls_of(evaluation: Evaluation) -> float:
+    """The mean number of calls without faults.
+
+    Args:
+        evaluation: The evaluation.
+    """
+    return fmean(_by_problem("calls")(evaluation).values())
+
+
 def use_change(before: Sequence[Evaluation], after: Sequence[Evaluation], name: str) -> Change:
     """The change of a figure of the use, over the problems and halves that count with both models.
 
@@ -106,8 +117,7 @@ def observed_change(training: Mapping[str, Any], name: str) -> Change:
         name: The figure of recovery: `next_call_ok` or `accuracy`.
 
     Returns:
-        The change. Its number of problems is the smaller number of cases of the two thirds, since a
-        third rarely meets a problem twice.
+        The change. Its number of problems is the smaller number of cases of the two thirds.
     """
     thirds = [summary["recovery"][name] for summary in training.values()]
     first, last = thirds[0], thirds[-1]

@@ -24,7 +24,6 @@ def evaluation(fault: float, weights: str = "w"):
         "figures": {
             "frequency/gain": figure,
             "frequency/over_use": {**figure, "shown": False},
-            "dose/0/calls": {**figure, "mean": 2.5},
         },
     }
 

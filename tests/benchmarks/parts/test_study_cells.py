@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.parts.study_cells import NOT_RUN, figures_of, percent, points, pooled
+from benchmarks.parts.study_cells import NOT_RUN, percent, points, pooled, table_of
 from benchmarks.parts.study_changes import Change
 
 
@@ -26,9 +26,9 @@ def test_seeds_make_a_claim_together_only_if_each_makes_it():
 
 def test_a_run_has_one_row_for_the_seeds_that_have_not_been_run():
     rows = [["a, seed 0", NOT_RUN], ["a, seed 1", "5"], ["a, seed 2", NOT_RUN], ["b, seed 0", "6"]]
-    assert figures_of(["run", "x"], iter(rows))[2:] == [
+    assert table_of(["run", "x"], iter(rows))[2:] == [
         f"| a, seeds 0, 2 | {NOT_RUN} |",
         "| a, seed 1 | 5 |",
         "| b, seed 0 | 6 |",
     ]
-    assert figures_of(["run", "x"], iter(rows[:1])) == ["No part of this table has been run."]
+    assert table_of(["run", "x"], iter(rows[:1])) == ["No part of this table has been run."]

@@ -66,8 +66,8 @@ def test_a_recovery_ratio_is_of_the_named_kinds_alone_which_have_equal_weights()
     rows = {
         "busy": [[name, 0.5, 1.0, 2] for name in "abcdefghijkl"],
         "empty": [[name, at % 2 / 5, 1, 2] for at, name in enumerate("abcdefghij")],
-        # Right from the true result at nine problems: one fewer than the rule asks for.
-        "gone": [[name, float(name < "j"), float(name < "j"), 2] for name in "abcdefghijkl"],
+        # Right from the true result at one problem: one fewer than the rule asks for.
+        "gone": [[name, float(name == "a"), float(name == "a"), 2] for name in "abcdefghijkl"],
     }
     one = {"pairs": rows}
     assert recovery([one], ["busy"]).mean == 0.5
@@ -79,6 +79,8 @@ def test_a_recovery_ratio_is_of_the_named_kinds_alone_which_have_equal_weights()
         assert found.mean == pytest.approx(0.3)  # not 7 / 22, the ratio of all prefixes
         assert (found.count, found.clusters) == (22 * len(some), 12)
     assert found.low >= 0 and found.high > found.mean
+    assert recovery([one], ["busy", "empty"], least=11).mean == 0.5  # `empty` has ten problems
+    assert recovery([one, {"pairs": {}}], ["busy", "empty"]).mean is None  # a seed without a kind
     assert pairs_of([one], ["empty"])["empty"][1] == Pair("b", 0.2, 1, 2)
 
 
@@ -112,9 +114,12 @@ def test_a_change_is_of_the_problems_of_both_models_and_counts_these():
     def of(numbers, mean):
         return {"pairs": {"busy": [[f"p{at}", mean + 0.05 * (-1) ** at, 1.0, 4] for at in numbers]}}
 
-    # Twelve problems for each model, nine of them for both: the kind does not count.
-    found = recovery_change([of(range(12), 0.2)], [of(range(3, 15), 0.8)], ["busy"])
-    assert found == Change(None, None, None, 0)
+    # Twelve problems for each model, nine of them for both: too few for a claim.
+    nine = [of(range(12), 0.2)], [of(range(3, 15), 0.8)], ["busy"]
+    found = recovery_change(*nine)
+    assert (found.mean, found.problems) == (pytest.approx(0.6), 9)
+    assert found.verdict == "not shown"
+    assert recovery_change(*nine, least=10) == Change(None, None, None, 0)
     found = recovery_change([of(range(12), 0.2)], [of(range(2, 14), 0.8)], ["busy"])
     assert (found.mean, found.problems) == (pytest.approx(0.6), 10)
     # Problems of one model alone don't move the change, nor do those of another seed.
@@ -123,8 +128,9 @@ def test_a_change_is_of_the_problems_of_both_models_and_counts_these():
     after["pairs"]["busy"] += [[f"r{at}", 0.0, 1.0, 4] for at in range(20)]
     found = recovery_change([before], [after], ["busy"])
     assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
+    # A seed without a common problem: no figure, rather than one of the other seed alone.
     found = recovery_change([of(range(6), 0.2), before], [of(range(6, 12), 0.8), after], ["busy"])
-    assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
+    assert found == Change(None, None, None, 0)
     # Seeds have equal weights, however many problems each of them has.
     found = recovery_change([before, of(range(40), 0.2)], [after, of(range(40), 0.2)], ["busy"])
     assert (found.mean, found.problems) == (pytest.approx(0.3), 40)

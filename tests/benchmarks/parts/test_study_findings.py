@@ -22,21 +22,24 @@ def test_each_question_has_its_seeds_and_their_pool():
     results["faults25-1"] = part(0.9, training=TRAINING)
     table = findings_table(results)
     assert len(table) == 2 + len(QUESTIONS) + 2
-    first, second, third, both = row(table, "recovery, held-out kinds: GRPO against cold start")
+    first, second, third, both = row(table, "GRPO against cold start: recovery, held-out kinds")
     assert first == second and first.startswith("+50 [") and first.endswith(": higher")
     assert third == "not run" and both.startswith("+50 [") and both.endswith(": higher")
-    faults = row(table, "recovery, held-out kinds: GRPO under faults, rate 0.25 against GRPO")
+    faults = row(table, "GRPO under faults, rate 0.25 against GRPO: recovery, held-out kinds")
     assert faults[0] == faults[2] == "not run" and faults[1].startswith("+8 [")
     assert faults[3] == "–"  # one seed has no pool
-    assert row(table, "calls: GRPO")[0].startswith("+0.90 [")
-    observed = row(table, "a failed call's next call ran: last third of GRPO against the first")
+    explicit = row(table, "GRPO against cold start: – explicit kinds alone")
+    assert explicit[3].startswith("+50 [")  # `busy` is explicit, and no silent kind has a prefix
+    assert row(table, "GRPO against cold start: – silent kinds alone") == ["–", "–", "not run", "–"]
+    assert row(table, "GRPO against cold start: calls")[0].startswith("+0.90 [")
+    observed = row(table, "GRPO, last third against the first: a failed call's next call ran")
     assert observed == ["−40 [−54, −26]: lower"] * 2 + ["not run", "–"]
 
 
 def test_seeds_that_disagree_show_nothing_together():
     results = {"cold-0": part(0.2), "cold-1": part(0.8)}
     results |= {"grpo-0": part(0.8, training=TRAINING), "grpo-1": part(0.8, training=TRAINING)}
-    cells = row(findings_table(results), "recovery, seen kinds: GRPO against cold start")
+    cells = row(findings_table(results), "GRPO against cold start: recovery, seen kinds")
     assert cells[0].endswith(": higher") and cells[1].endswith(": not shown")
     assert cells[3].endswith(": not shown for each seed")
     assert findings_table({}) == ["No part of this table has been run."]

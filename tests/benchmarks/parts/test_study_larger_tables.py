@@ -26,7 +26,7 @@ def test_a_part_that_is_done_has_a_row_and_the_change_comes_with_both():
     assert any("| SmolLM2, after GRPO | not run |" in row for row in larger_table(before))
     assert "change" not in "".join(larger_table(before))
     rows = larger_table({**before, AFTER: part(0.8)})
-    assert rows[2].startswith("| SmolLM2, cold start | 50 % [") and "| 2.50 |" in rows[2]
+    assert rows[2].startswith("| SmolLM2, cold start | 50 % [") and "| 1.30 |" in rows[2]
     assert rows[-1].startswith("| change | +0 [–, –]: not shown | +0.90 [")
     assert rows[-1].count("+50 [") == 2 and rows[-1].count(": higher") == 3
 

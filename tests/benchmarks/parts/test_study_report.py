@@ -61,7 +61,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
         page, "grpo, seed 0 | +0 ["
     )
     assert "| 25 % [10, 40] | not shown | – |" in row(page, "cold, seed 0 | 50 %")
-    assert "2.50" in row(page, "cold, seed 0 | 50 %")
+    assert "| 1.30 |" in row(page, "cold, seed 0 | 50 %")
     assert ": not shown" in row(page, "0.25, seed 0") and NOT_RUN in row(page, "0.1, seeds 0, 1, 2")
     assert "80 % [70, 90]" in row(page, "grpo, seed 0, 1 to 20")
     assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
@@ -95,7 +95,7 @@ def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_h
     text = page.read_text()
     # Seed 0 of `spare` is missing, seed 1 is done, seed 2 is missing.
     assert "50 %" in row(page, "spare, seed 1 | 50 %")
-    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 5
+    assert "spare, seed 1, 41 to 60" in text and text.count("| spare, seeds 0, 2 |") == 6
     assert "+50 [" in row(page, "grpo, seeds 0, 1 | +0 [") and "all seeds" not in text
     assert "| cold, seeds 0, 1, 2 | grpo, seeds 0, 1 | spare, seed 1 | faults25, seed 1 |" in text
     assert "| spare, seed 1 |" + " +0 [–, –]: not shown |" * 3 in text  # against GRPO

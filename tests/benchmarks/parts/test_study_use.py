@@ -8,7 +8,7 @@ import pytest
 from helpers.episodes import ANSWERED, CODE, OK, RIGHT, WRONG, episode
 from helpers.studies import third
 
-from benchmarks.parts.study_use import USES, observed_change, read_use, use_change
+from benchmarks.parts.study_use import USES, calls_of, observed_change, read_use, use_change
 
 
 def with_call(problem):
@@ -43,6 +43,7 @@ def of(halves, problems=12, spread=0.0, **values):
 
 def test_the_change_of_the_use_is_paired_by_problem():
     before, after = of([], calls=2.0, gain=0.5), of([], calls=1.0, gain=0.5, spread=0.1)
+    assert (calls_of(before), calls_of(after)) == (2.0, pytest.approx(1.1))
     found = use_change([before], [after], "calls")
     assert (found.mean, found.problems, found.verdict) == (pytest.approx(-0.9), 12, "lower")
     assert use_change([before], [after], "tool gain").mean == pytest.approx(0.1)
