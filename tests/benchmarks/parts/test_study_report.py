@@ -103,12 +103,14 @@ def test_arms_are_compared_at_the_seeds_that_both_have_and_every_finished_seed_h
     assert r"| **held out** | `busy` \* | explicit | −6" in text  # the fault effect
 
 
-def test_the_intervals_of_the_first_page_are_those_of_the_study():
+def test_the_figures_of_the_first_page_are_findings_of_the_study():
     docs = RESULTS.parents[1] / "docs"
     section = (docs / "index.md").read_text().split("## Observed and causal recovery")[1]
-    intervals = re.findall(r"\[[−+]\d+, [−+]\d+\]", section.split("\n## ")[0])
+    told = re.findall(r"[−+]\d+ \[[−+]\d+,\s[−+]\d+\]", section.split("\n## ")[0])
     study = (docs / "results" / "recovery.md").read_text()
-    assert len(intervals) >= 4 and all(interval in study for interval in intervals)
+    findings = study.split("## Findings")[1].split("\n## ")[0]
+    cells = {figure: findings.count(f"{figure}: ") for figure in told}
+    assert len(told) >= 6 and all(cells.values()), cells
 
 
 def test_the_page_of_the_site_is_the_page_of_the_results(tmp_path):
