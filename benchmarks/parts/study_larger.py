@@ -38,7 +38,7 @@ class LargerSizes:
 
 
 LARGER = LargerSizes(
-    traces=240,
+    traces=400,
     problems=1000,
     held_out=100,
     steps=30,
@@ -50,7 +50,7 @@ LARGER_SMALL = LargerSizes(
     problems=8,
     held_out=2,
     steps=1,
-    evaluation=("--k", "1", "--m", "1", "--samples", "1"),
+    evaluation=("--k", "1", "--m", "1", "--samples", "1", "--max-tokens", "48"),
     cold=("epochs=1",),
     rl=("prompts=2", "rollouts=2", "env.max_tokens=48"),
 )

@@ -9,7 +9,8 @@ import pytest
 from helpers.studies import evaluation, write
 
 from benchmarks import recovery
-from benchmarks.parts.study_plan import SMALL, Plan, all_parts
+from benchmarks.parts.study_larger import AFTER, BEFORE, COLD, TRAINED
+from benchmarks.parts.study_plan import SMALL, Plan, all_parts, weights_of
 
 
 @pytest.fixture
@@ -140,3 +141,17 @@ def test_a_small_study_runs_from_the_cold_start_to_the_page(plan, tmp_path):
     assert set(found) == {"cold-0", "grpo-0", "faults25-0"}
     assert recovery.main(arguments(plan, "--page", str(tmp_path / "page.md"))) == 0
     assert "| A | `grpo-0` | 0.75 | done, " in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_small_study_of_the_larger_model_runs_to_the_page(plan, tmp_path):
+    for part in (COLD, BEFORE, TRAINED, AFTER):
+        assert recovery.main(arguments(plan, "--part", part)) == 0
+    weights = {part: weights_of(plan.read(part)) for part in (COLD, BEFORE, TRAINED, AFTER)}
+    assert weights[COLD] == weights[BEFORE] != weights[TRAINED] == weights[AFTER]
+    assert plan.read(AFTER)["began_with"] == {TRAINED: weights[TRAINED]}
+    assert recovery.main(arguments(plan, "--page", str(tmp_path / "page.md"))) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| SmolLM2, cold start | " in page and "| SmolLM2, after GRPO | " in page
+    assert "| SmolLM2, GRPO, 1 to 1 | " in page
