@@ -52,7 +52,7 @@ LARGER_SMALL = LargerSizes(
     steps=1,
     evaluation=("--k", "1", "--m", "1", "--samples", "1", "--max-tokens", "48"),
     cold=("epochs=1",),
-    rl=("prompts=2", "rollouts=2", "env.max_tokens=48"),
+    rl=("prompts=2", "rollouts=2", "micro_batch=4", "env.max_tokens=48"),
 )
 """A run through all code, for tests. Its figures mean nothing."""
 COLD, BEFORE, TRAINED, AFTER = (f"smollm2-{name}" for name in ("cold", "before", "grpo", "after"))
