@@ -95,7 +95,8 @@ def check_needs(plan: Plan, part: Part) -> None:
     """Check that the models that a part starts with are there.
 
     Raises:
-        SettingsError: If a part that it needs is not done, or its model is not in the runs.
+        SettingsError: If a part that it needs is not done, its file is damaged, or its model is not
+            in the runs.
     """
     for name in part.after:
         if not plan.done(name):
@@ -105,6 +106,7 @@ def check_needs(plan: Plan, part: Part) -> None:
                 f"{part.name} needs the model of {name}, which is not in {plan.folder(name)}: "
                 f"delete {plan.file(name)} and run --part {name}"
             )
+        plan.read(name)  # its weights are needed at the end of the part
 
 
 def run_part(plan: Plan, part: Part) -> None:

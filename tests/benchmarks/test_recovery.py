@@ -30,7 +30,9 @@ def commands(monkeypatch):
         return int("fails" in command)
 
     monkeypatch.setattr(recovery, "run_command", run_command)
-    monkeypatch.setattr(recovery, "figures_of", lambda plan, part: {"part": part.name})
+    monkeypatch.setattr(
+        recovery, "figures_of", lambda plan, part: {"part": part.name, "weights": "w"}
+    )
     return ran
 
 
@@ -97,6 +99,13 @@ def test_a_part_that_cant_run_is_refused(plan, commands, capsys, part, message):
     plan.file("cold-1").write_text("{}")
     assert recovery.main(arguments(plan, "--part", part)) == 2
     assert message in capsys.readouterr().err and not commands
+
+
+def test_a_damaged_file_of_a_part_before_is_told_before_the_work(plan, commands, capsys):
+    plan.file("cold-1").write_text("{}")
+    plan.checkpoint("cold-1").mkdir(parents=True)
+    assert recovery.main(arguments(plan, "--part", "grpo-1")) == 2
+    assert "cold-1.json is damaged" in capsys.readouterr().err and not commands
 
 
 def test_small_figures_never_reach_the_folder_of_results(capsys):
