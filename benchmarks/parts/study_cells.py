@@ -55,8 +55,9 @@ def points(change: Change, by_seed: Sequence[Change] = (), written: Written = si
     if change.mean is None:
         return "–"
     verdict = change.verdict
-    if verdict != NOT_SHOWN and any(one.verdict != verdict for one in by_seed):
-        verdict = f"{NOT_SHOWN} for each seed"
+    agree = sum(one.verdict == verdict for one in by_seed)
+    if verdict != NOT_SHOWN and agree < len(by_seed):
+        verdict = f"{NOT_SHOWN} ({agree} of {len(by_seed)} seeds)"
     return f"{written(change.mean)} [{written(change.low)}, {written(change.high)}]: {verdict}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from benchmarks.parts.study_cells import (
@@ -53,12 +54,16 @@ QUESTIONS: tuple[tuple[str, str, str, Compared], ...] = (
     *((name, "grpo", "cold", change) for name, change in HELD_OUT),
     *((name, "faults10", "grpo", change) for name, change in HELD_OUT),
     *((name, "faults25", "grpo", change) for name, change in HELD_OUT),
-    ("accuracy without faults", "faults25", "grpo", accuracy_change),
+    *(
+        ("accuracy without faults", rate, "grpo", accuracy_change)
+        for rate in ("faults10", "faults25")
+    ),
 )
 """The figures of the table: a figure, a run, the run that it is compared with, and the change."""
 NAMES = {
     "cold": "cold start",
     "grpo": "GRPO",
+    "ppo": "PPO",
     "faults10": "GRPO under faults, rate 0.1",
     "faults25": "GRPO under faults, rate 0.25",
 }
@@ -67,7 +72,9 @@ OBSERVED = {
     "next_call_ok": "a failed call's next call ran",
     "accuracy": "right after a failed call",
 }
-"""The observed figures of the table, which change from the first to the last third of GRPO."""
+"""The observed figures of the table, which change from the first to the last third of a run."""
+OBSERVED_RUNS = ("grpo", "ppo")
+"""The runs of the observed figures. Spare rollouts and DAPO select the recorded episodes."""
 
 
 def findings_table(results: Results) -> list[str]:
@@ -82,10 +89,10 @@ def findings_table(results: Results) -> list[str]:
         change = _changes(results, run, base, compared)
         name = f"{NAMES[run]} against {NAMES[base]}: {figure}"
         rows.append(_row(name, change, seeds_of(results, run, base), written))
-    for key, figure in OBSERVED.items():
-        cells = [f"GRPO, last third against the first: {figure}"]
+    for run, (key, figure) in itertools.product(OBSERVED_RUNS, OBSERVED.items()):
+        cells = [f"{NAMES[run]}, last third against the first: {figure}"]
         for seed in SEEDS:
-            part = results.get(f"grpo-{seed}")
+            part = results.get(f"{run}-{seed}")
             cells.append(points(observed_change(part["training"], key)) if part else NOT_RUN)
         rows.append([*cells, "–"])
     head = ("figure", *(f"seed {seed}" for seed in SEEDS), "these seeds together")

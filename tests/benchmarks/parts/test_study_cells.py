@@ -19,7 +19,7 @@ def test_seeds_make_a_claim_together_only_if_each_makes_it():
         mean = changes[tuple(seeds)]
         return Change(mean, mean - 0.03, mean + 0.03, 60)
 
-    assert pooled(change, [0, 1]) == "+6 [+3, +9]: not shown for each seed"
+    assert pooled(change, [0, 1]) == "+6 [+3, +9]: not shown (1 of 2 seeds)"
     assert pooled(change, [0, 2]) == "+7 [+4, +10]: higher"
     assert pooled(change, [0]) == "+11 [+8, +14]: higher"
 

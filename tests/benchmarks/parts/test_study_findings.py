@@ -21,7 +21,7 @@ def test_each_question_has_its_seeds_and_their_pool():
     results |= {f"grpo-{seed}": part(0.8, training=TRAINING) for seed in (0, 1)}
     results["faults25-1"] = part(0.9, training=TRAINING)
     table = findings_table(results)
-    assert len(table) == 2 + len(QUESTIONS) + 2
+    assert len(table) == 2 + len(QUESTIONS) + 2 * 2
     first, second, third, both = row(table, "GRPO against cold start: recovery, held-out kinds")
     assert first == second and first.startswith("+50 [") and first.endswith(": higher")
     assert third == "not run" and both.startswith("+50 [") and both.endswith(": higher")
@@ -34,6 +34,9 @@ def test_each_question_has_its_seeds_and_their_pool():
     assert row(table, "GRPO against cold start: calls")[0].startswith("+0.90 [")
     observed = row(table, "GRPO, last third against the first: a failed call's next call ran")
     assert observed == ["−40 [−54, −26]: lower"] * 2 + ["not run", "–"]
+    assert row(table, "PPO, last third against the first: right")[0] == "not run"
+    price = row(table, "GRPO under faults, rate 0.25 against GRPO: accuracy without faults")
+    assert price[0] == "not run" and price[1] != "not run"
 
 
 def test_seeds_that_disagree_show_nothing_together():
@@ -41,5 +44,5 @@ def test_seeds_that_disagree_show_nothing_together():
     results |= {"grpo-0": part(0.8, training=TRAINING), "grpo-1": part(0.8, training=TRAINING)}
     cells = row(findings_table(results), "GRPO against cold start: recovery, seen kinds")
     assert cells[0].endswith(": higher") and cells[1].endswith(": not shown")
-    assert cells[3].endswith(": not shown for each seed")
+    assert cells[3].endswith(": not shown (1 of 2 seeds)")
     assert findings_table({}) == ["No part of this table has been run."]
