@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.parts.study_figures import counted, kinds_of, pairs_of, recovery
 from benchmarks.parts.study_plan import SEEDS
 from benchmarks.parts.study_values import DISTANCES
-from retool_env.pictures import Point, curve, picture, share_axis, whole_numbers
+from retool_env.pictures import Point, curve, look, picture, share_axis, whole_numbers
 
 Results = dict[str, dict[str, Any]]
 """The results of the parts that are done, by the name of the part."""
@@ -133,21 +133,30 @@ def draw_values(results: Results) -> bytes:
         for row, part in zip(made.axes, parts, strict=True):
             for axis, key in zip(row, ("noticed", "contagion"), strict=True):
                 _draw_values(axis, part, key)
-            row[0].set_ylabel("share, minus the true value's")
+            row[0].set_ylabel("points above the true value")
+        for axis in made.axes[-1]:
+            axis.set_xlabel("false value")
         made.legend()
     return made.png
 
 
 def _draw_values(axis: Any, part: dict[str, Any], key: str) -> None:
-    for number, (model, measured) in enumerate(part["values"].items()):
+    models = part["values"].items()
+    for number, (model, measured) in enumerate(models):
         means = [measured["figures"][name][key] for name in DISTANCES]
-        some: list[Point] = [
-            (at, mean["mean"], mean["low"], mean["high"])
-            for at, mean in enumerate(means)
-            if mean["mean"] is not None
-        ]
-        curve(axis, some, number, model.rpartition("-")[0])
+        some = [(at, mean) for at, mean in enumerate(means) if mean["mean"] is not None]
+        aside = 0.15 * (number - (len(models) - 1) / 2)  # so that intervals do not cover each other
+        axis.errorbar(
+            [at + aside for at, _ in some],
+            [100 * mean["mean"] for _, mean in some],
+            [
+                [100 * (mean["mean"] - mean["low"]) for _, mean in some],
+                [100 * (mean["high"] - mean["mean"]) for _, mean in some],
+            ],
+            label=model.rpartition("-")[0],
+            **{**look(number), "linestyle": "none"},
+        )
     axis.set_xticks(range(len(DISTANCES)), list(DISTANCES))
-    title = {"noticed": "checked again", "contagion": "adopted"}[key]
+    title = {"noticed": "noticed", "contagion": "adopted"}[key]
     axis.set_title(f"{title}, seed {part['seed']}")
     axis.axhline(0, color="black", linewidth=0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers.drawings import drawn
 from helpers.studies import TRAINING, evaluation
 
@@ -54,12 +55,13 @@ def values(seed):
 
 def test_false_values_without_a_case_leave_a_gap(drawn):
     assert draw_values({"values-0": values(0)}).startswith(b"\x89PNG")
-    [line] = [one for one in drawn[0].axes[0].lines if len(one.get_xdata()) != 2]
-    assert list(line.get_xdata()) == [0, 1, 3]
+    points, _, [bars] = drawn[0].axes[0].containers[0]
+    assert list(points.get_xdata()) == [0, 1, 3] and list(points.get_ydata()) == [10, 10, 10]
+    assert [[y for _, y in bar] for bar in bars.get_segments()] == [[-10, pytest.approx(30)]] * 3
 
 
 def test_each_seed_has_its_panels_of_false_values(drawn):
     draw_values({**{f"values-{seed}": values(seed) for seed in (0, 2)}, "cold-0": {}})
     titles = [axis.get_title() for axis in drawn[0].axes]
-    assert titles == [f"{what}, seed {n}" for n in (0, 2) for what in ("checked again", "adopted")]
+    assert titles == [f"{what}, seed {n}" for n in (0, 2) for what in ("noticed", "adopted")]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cold"]
