@@ -145,14 +145,18 @@ def _draw_values(axis: Any, part: dict[str, Any], key: str) -> None:
     for number, (model, measured) in enumerate(models):
         means = [measured["figures"][name][key] for name in DISTANCES]
         some = [(at, mean) for at, mean in enumerate(means) if mean["mean"] is not None]
+        widths = [  # below and above; an unknown interval has none
+            [
+                0 if mean[bound] is None else 100 * abs(mean[bound] - mean["mean"])
+                for _, mean in some
+            ]
+            for bound in ("low", "high")
+        ]
         aside = 0.15 * (number - (len(models) - 1) / 2)  # so that intervals do not cover each other
         axis.errorbar(
             [at + aside for at, _ in some],
             [100 * mean["mean"] for _, mean in some],
-            [
-                [100 * (mean["mean"] - mean["low"]) for _, mean in some],
-                [100 * (mean["high"] - mean["mean"]) for _, mean in some],
-            ],
+            widths,
             label=model.rpartition("-")[0],
             **{**look(number), "linestyle": "none"},
         )

@@ -48,7 +48,7 @@ def test_a_kind_is_in_a_curve_if_it_counts_at_each_point_and_else_the_panel_says
 
 def values(seed):
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
-    measured = {name: {"noticed": change, "contagion": change} for name in DISTANCES}
+    measured = {name: {"noticed": {**change}, "contagion": {**change}} for name in DISTANCES}
     measured["sign"] = {key: {**change, "mean": None} for key in ("noticed", "contagion")}
     return {"seed": seed, "values": {f"cold-{seed}": {"figures": measured}}}
 
@@ -58,6 +58,14 @@ def test_false_values_without_a_case_leave_a_gap(drawn):
     points, _, [bars] = drawn[0].axes[0].containers[0]
     assert list(points.get_xdata()) == [0, 1, 3] and list(points.get_ydata()) == [10, 10, 10]
     assert [[y for _, y in bar] for bar in bars.get_segments()] == [[-10, pytest.approx(30)]] * 3
+
+
+def test_a_false_value_with_an_unknown_interval_is_a_point(drawn):
+    one = values(0)
+    one["values"]["cold-0"]["figures"]["digit"]["noticed"] |= {"low": None, "high": None}
+    draw_values({"values-0": one})
+    _, _, [bars] = drawn[0].axes[0].containers[0]
+    assert [[y for _, y in bar] for bar in bars.get_segments()][1] == [10, 10]
 
 
 def test_each_seed_has_its_panels_of_false_values(drawn):
