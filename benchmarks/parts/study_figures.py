@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.study_changes import Change, Statistic, over_seeds
+from benchmarks.parts.study_next import read_next
 from benchmarks.parts.study_use import Evaluation, read_use
 from benchmarks.replication import rollouts, thirds
 from retool_env.evaluation.recover.figures import results, selected
@@ -100,6 +101,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         },
         "accuracy": _shares(arms.get(("dose", "0"), [])),
         "use": read_use(arms),
+        "next": read_next(cells),
         "pairs": {kind: some for kind, some in rows.items() if some},
     }
 

@@ -21,10 +21,12 @@ from benchmarks.parts.study_figures import (
     kinds_of,
     recovery_change,
 )
+from benchmarks.parts.study_next import next_change
 from benchmarks.parts.study_pictures import Results
 from benchmarks.parts.study_plan import SEEDS
 from benchmarks.parts.study_tables import seeds_of, wholes_of
 from benchmarks.parts.study_use import USES, Evaluation, observed_change, use_change
+from retool_env.metrics.causal.continuation import CONTROL
 
 Evaluations = Sequence[Evaluation]
 """The evaluations of a run, one a seed."""
@@ -40,6 +42,10 @@ def _recovery(seen: bool, sort: str = "", least: int = LEAST_OF_KIND) -> Compare
     return lambda before, after: recovery_change(before, after, kinds_of(seen, sort), least)
 
 
+def _next(*arms: str) -> Compared:
+    return lambda before, after: next_change(before, after, *arms)
+
+
 HELD_OUT: tuple[tuple[str, Compared], ...] = (
     ("recovery, held-out kinds", _recovery(False)),
     ("– explicit kinds alone", _recovery(False, "explicit")),
@@ -47,11 +53,18 @@ HELD_OUT: tuple[tuple[str, Compared], ...] = (
     (f"– kinds at {LEAST_PROBLEMS} problems or more", _recovery(False, least=LEAST_PROBLEMS)),
 )
 """The recovery from held-out kinds by the rule that was committed first, and by three others."""
+CALLS_AGAIN: tuple[tuple[str, Compared], ...] = (
+    ("calls again after explicit faults, held-out kinds", _next(*kinds_of(False, "explicit"))),
+    ("– explicit faults, seen kinds", _next(*kinds_of(True, "explicit"))),
+    ("– the true result", _next(CONTROL)),
+)
+"""The next step of the model. No rule was set for these before the runs were looked at."""
 QUESTIONS: tuple[tuple[str, str, str, Compared], ...] = (
     ("accuracy without faults", "grpo", "cold", accuracy_change),
     *((name, "grpo", "cold", _use(name)) for name in USES),
     ("recovery, seen kinds", "grpo", "cold", _recovery(True)),
     *((name, "grpo", "cold", change) for name, change in HELD_OUT),
+    *((name, "grpo", "cold", change) for name, change in CALLS_AGAIN),
     *((name, "faults10", "grpo", change) for name, change in HELD_OUT),
     *((name, "faults25", "grpo", change) for name, change in HELD_OUT),
     *(

@@ -13,8 +13,15 @@ from benchmarks.parts.study_figures import (
     recovery,
     recovery_change,
 )
+from benchmarks.parts.study_next import next_table
 from benchmarks.parts.study_pictures import Results
-from benchmarks.parts.study_tables import OBSERVED_HEAD, figure_text, kinds_of_models, thirds_rows
+from benchmarks.parts.study_tables import (
+    NEXT_ROWS,
+    OBSERVED_HEAD,
+    figure_text,
+    kinds_of_models,
+    thirds_rows,
+)
 from benchmarks.parts.study_use import calls_of, use_change
 
 LARGER_MODELS = {"SmolLM2, cold start": larger.BEFORE, "SmolLM2, after GRPO": larger.AFTER}
@@ -72,6 +79,17 @@ def larger_kinds_table(results: Results) -> list[str]:
     done = {name: part for name, part in LARGER_MODELS.items() if part in results}
     wholes = {name: [results[part]["evaluations"]["whole"]] for name, part in done.items()}
     return kinds_of_models(wholes, effect=False)
+
+
+def larger_next_table(results: Results) -> list[str]:
+    """Study C: the next step of the model after each kind of fault, before and after GRPO.
+
+    Args:
+        results: The results.
+    """
+    done = {name: part for name, part in LARGER_MODELS.items() if part in results}
+    wholes = {name: [results[part]["evaluations"]["whole"]] for name, part in done.items()}
+    return next_table(wholes, NEXT_ROWS)
 
 
 def larger_observed_table(results: Results) -> list[str]:

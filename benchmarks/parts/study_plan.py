@@ -189,7 +189,7 @@ class Plan:
             if part.study != "D":  # a part of study D trains no model
                 weights_of(done)
             for evaluation in done.get("evaluations", {}).values():
-                evaluation["use"], evaluation["pairs"], evaluation["accuracy"]
+                evaluation["use"], evaluation["next"], evaluation["pairs"], evaluation["accuracy"]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SettingsError(
                 f"{file} is damaged, or of another version of this study: delete it and run "

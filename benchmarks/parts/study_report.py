@@ -14,12 +14,14 @@ from benchmarks.parts.study_cells import NOT_RUN, rows_of
 from benchmarks.parts.study_findings import findings_table
 from benchmarks.parts.study_larger_tables import (
     larger_kinds_table,
+    larger_next_table,
     larger_observed_table,
     larger_table,
 )
 from benchmarks.parts.study_pictures import Results, draw, draw_values, observed_and_causal
 from benchmarks.parts.study_plan import STUDIES, Plan, all_parts, hours_left
 from benchmarks.parts.study_tables import (
+    after_faults_table,
     along_table,
     faults_table,
     kinds_table,
@@ -73,9 +75,11 @@ def write_page(plan: Plan, page: Path) -> None:
         "sorts": lambda: sorts_table(results),
         "kinds": lambda: kinds_table(results),
         "effects": lambda: kinds_table(results, effect=True),
+        "after_faults": lambda: after_faults_table(results),
         "faults": lambda: faults_table(results),
         "larger": lambda: larger_table(results),
         "larger_kinds": lambda: larger_kinds_table(results),
+        "larger_next": lambda: larger_next_table(results),
         "larger_observed": lambda: larger_observed_table(results),
         "values": lambda: values_table(results),
         "picture": lambda: [_image(PICTURE, bool(series), "observed and causal recovery")],

@@ -28,15 +28,26 @@ from benchmarks.parts.study_figures import (
     recovery,
     recovery_change,
 )
+from benchmarks.parts.study_next import next_table
 from benchmarks.parts.study_pictures import Results, along_run
 from benchmarks.parts.study_plan import ALGORITHMS, RATES, SEEDS
 from benchmarks.parts.study_use import USES, Evaluation, calls_of, observed_change, use_change
 from benchmarks.parts.study_values import DISTANCES
 from retool_env.faults import KINDS
+from retool_env.metrics.causal.continuation import CONTROL
 from retool_env.metrics.causal.intervals import difference
 
 TRAINED = (*ALGORITHMS, *(run for run, rate in RATES.items() if rate))
 """The runs of RL in studies A and B."""
+AFTER_FAULTS = ("cold", "grpo", "faults25")
+"""The runs of `after_faults_table`."""
+NEXT_ROWS: Mapping[str, Sequence[str]] = {
+    "the true result": (CONTROL,),
+    "explicit faults, seen kinds": kinds_of(True, "explicit"),
+    "explicit faults, held-out kinds": kinds_of(False, "explicit"),
+    **{f"`{kind}`": (kind,) for kind in KINDS},
+}
+"""The arms of each row of a table of next steps, by the name of the row."""
 OBSERVED_HEAD = (
     *("run, steps", "with code", "first code at", "calls that ran"),
     *("failed calls", "next call ran", "right after a failed call"),
@@ -317,6 +328,17 @@ def kinds_table(results: Results, effect: bool = False) -> list[str]:
         _named(run, some): wholes_of(results, run, some) for run, some in seeds.items() if some
     }
     return kinds_of_models(columns, effect)
+
+
+def after_faults_table(results: Results) -> list[str]:
+    """The next step after each kind of fault: cold start, GRPO, and GRPO under faults.
+
+    Args:
+        results: The results.
+    """
+    seeds = seeds_of(results, *AFTER_FAULTS)
+    columns = {_named(run, seeds): wholes_of(results, run, seeds) for run in AFTER_FAULTS if seeds}
+    return next_table(columns, NEXT_ROWS)
 
 
 def kinds_of_models(columns: Mapping[str, Sequence[Evaluation]], effect: bool) -> list[str]:

@@ -21,6 +21,12 @@ def evaluation(fault: float, weights: str = "w"):
         },
         "pairs": {"busy": rows, "empty": rows},
         "accuracy": {name: [0.5, 4] for name in names},
+        "next": {
+            "control": [[name, 0.5, 0.0, 4] for name in names],
+            "busy": [
+                [name, fault if at % 3 else fault / 2, 0.25, 4] for at, name in enumerate(names)
+            ],
+        },
         "figures": {
             "frequency/gain": figure,
             "frequency/over_use": {**figure, "shown": False},

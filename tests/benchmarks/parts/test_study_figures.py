@@ -186,6 +186,7 @@ def test_an_evaluation_is_read_from_its_folder(tmp_path):
     found = read_evaluation(folder)
     assert found["accuracy"] == {"a": [1.0, 1], "b": [0.0, 1]}
     assert found["pairs"] == {"timeout": [["a", 0.5, 1.0, 2]], "empty": [["a", 0.0, 1.0, 2]]}
+    assert list(found["next"]) == ["control", *found["pairs"]]
     assert found["figures"]["effect/timeout"]["mean"] == -0.5
     assert found["counts"]["parents"] == 2
 

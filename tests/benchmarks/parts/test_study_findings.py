@@ -31,7 +31,11 @@ def test_each_question_has_its_seeds_and_their_pool():
     explicit = row(table, "GRPO against cold start: – explicit kinds alone")
     assert explicit[3].startswith("+50 [")  # `busy` is explicit, and no silent kind has a prefix
     assert row(table, "GRPO against cold start: – silent kinds alone") == ["–", "–", "not run", "–"]
-    assert row(table, "GRPO against cold start: calls")[0].startswith("+0.90 [")
+    assert row(table, "GRPO against cold start: calls |")[0].startswith("+0.90 [")
+    again = row(table, "GRPO against cold start: calls again after explicit faults, held-out kinds")
+    assert again[3].startswith("+50 [") and again[3].endswith(": higher")
+    assert row(table, "GRPO against cold start: – explicit faults, seen kinds")[0] == "–"
+    assert row(table, "GRPO against cold start: – the true result")[0] == "+0 [–, –]: not shown"
     observed = row(table, "GRPO, last third against the first: a failed call's next call ran")
     assert observed == ["−40 [−54, −26]: lower"] * 2 + ["not run", "–"]
     assert row(table, "PPO, last third against the first: right")[0] == "not run"

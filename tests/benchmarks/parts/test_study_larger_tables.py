@@ -7,6 +7,7 @@ from helpers.studies import TRAINING, evaluation
 from benchmarks.parts.study_larger import AFTER, BEFORE, TRAINED
 from benchmarks.parts.study_larger_tables import (
     larger_kinds_table,
+    larger_next_table,
     larger_observed_table,
     larger_table,
 )
@@ -17,7 +18,7 @@ def part(fault):
 
 
 def test_before_any_part_the_tables_say_so():
-    for table in (larger_table, larger_kinds_table, larger_observed_table):
+    for table in (larger_table, larger_kinds_table, larger_next_table, larger_observed_table):
         assert table({}) == ["No part of this table has been run."]
 
 
@@ -34,6 +35,10 @@ def test_a_part_that_is_done_has_a_row_and_the_change_comes_with_both():
 def test_kinds_and_training_have_their_rows():
     [busy] = [row for row in larger_kinds_table({BEFORE: part(0.2)}) if "`busy`" in row]
     assert busy.endswith("], 12 |") and "| 17 % [" in busy
+    [busy] = [
+        row for row in larger_next_table({BEFORE: part(0.2), AFTER: part(0.8)}) if "`busy`" in row
+    ]
+    assert busy.count("| 25 % [") == 2 and "| +50 [" in busy and busy.endswith(": higher |")
     rows = larger_observed_table({TRAINED: {"training": TRAINING}})
     assert rows[2].startswith("| SmolLM2, GRPO, 1 to 20 | 50 %")
     assert "−40 [" in rows[-1]

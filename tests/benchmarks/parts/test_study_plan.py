@@ -106,6 +106,14 @@ def test_a_damaged_file_of_results_is_named_with_what_to_do(plan, text):
         plan.read("cold-0")
 
 
+@pytest.mark.parametrize("figure", ["use", "next", "pairs", "accuracy"])
+def test_a_file_without_one_of_the_figures_is_of_another_version(plan, figure):
+    older = {name: value for name, value in evaluation(0.5).items() if name != figure}
+    write(plan, "cold-0", evaluations={"whole": older})
+    with pytest.raises(SettingsError, match=r"cold-0\.json is damaged, or of another version"):
+        plan.read("cold-0")
+
+
 def test_a_part_that_began_with_other_weights_is_refused(plan):
     along = {name: evaluation(0.8, weights="trained") for name in ("whole", "half", "end")}
     write(plan, "grpo-0", evaluations=along, training=TRAINING)
