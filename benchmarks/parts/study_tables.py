@@ -401,23 +401,24 @@ def values_table(results: Results) -> list[str]:
     Args:
         results: The results.
     """
-    head = ("model", "value", "cases", "noticed", "adopted (contagion)", "right")
+    head = ("model", "value", "cases", "problems", "noticed", "adopted (contagion)", "right")
 
     def rows() -> Iterator[list[str]]:
         parts = [part for part in results.values() if "values" in part]
         if not parts:
-            yield ["all", NOT_RUN, *["–"] * 4]
+            yield ["all", NOT_RUN, *["–"] * 5]
         for part in parts:
             for model, measured in part["values"].items():
                 checks = measured["figures"][next(iter(DISTANCES))]["checks_of_true"]
                 share = percent(*(checks[k] for k in ("mean", "low", "high")))
-                yield [model, "the true one", str(checks["count"]), f"checked: {share}", "–", "–"]
+                many = [str(checks[key]) for key in ("count", "clusters")]
+                yield [model, "the true one", *many, f"checked: {share}", "–", "–"]
                 for name in DISTANCES:
                     own = measured["figures"][name]
                     yield [
                         model,
                         name,
-                        str(own["noticed"]["count"]),
+                        *(str(own["noticed"][key]) for key in ("count", "clusters")),
                         *(points(_change(own[key])) for key in ("noticed", "contagion")),
                         percent(*(own["right"][k] for k in ("mean", "low", "high"))),
                     ]

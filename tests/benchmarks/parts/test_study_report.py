@@ -65,7 +65,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     assert ": not shown" in row(page, "0.25, seed 0") and NOT_RUN in row(page, "0.1, seeds 0, 1, 2")
     assert "80 % [70, 90]" in row(page, "grpo, seed 0, 1 to 20")
     assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
-    assert "checked: 29 % [" in row(page, "cold-0 | the true one")
+    assert "| 24 | 20 | checked: 29 % [" in row(page, "cold-0 | the true one")
     assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
     assert r"| **held out** | `busy` \* | explicit | 17 % [" in text
     for kind in ("`always_timeout` | explicit", "`cut` | silent"):
