@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
         return 130
-    except (PartFailed, SettingsError) as error:
+    except (PartFailed, SettingsError, OSError) as error:
         print(f"python -m benchmarks.recovery: {error}", file=sys.stderr)
         return 2
     return 0
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _page(plan: Plan, page: Path) -> int:
     try:
         write_page(plan, page)
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:
         print(f"python -m benchmarks.recovery: {error}", file=sys.stderr)
         return 2
     return 0

@@ -70,8 +70,8 @@ def next_change(before: Sequence[Evaluation], after: Sequence[Evaluation], *arms
             first, second = (each["next"].get(arm, []) for each in both)
             shared = {str(row[0]) for row in first} & {str(row[0]) for row in second}
             if len(shared) > 1:
-                own = ([row for row in side if row[0] in shared] for side in (first, second))
-                kept.append((next(own), next(own)))
+                own = [[row for row in side if row[0] in shared] for side in (first, second)]
+                kept.append((own[0], own[1]))
                 problems |= shared
         if not kept:
             return Change(None, None, None, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from agents.base.records import write_atomically
 from benchmarks.parts.study_cells import NOT_RUN, rows_of
 from benchmarks.parts.study_findings import findings_table
 from benchmarks.parts.study_larger_tables import (
@@ -89,7 +90,7 @@ def write_page(plan: Plan, page: Path) -> None:
     for line in HEAD.read_text(encoding="utf-8").splitlines():
         name = line.strip("{}")
         lines += tables[name]() if line == f"{{{{{name}}}}}" else [line]
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(page, "\n".join(lines) + "\n")
     if series:
         page.with_name(PICTURE).write_bytes(draw(series))
     if has_values:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +114,23 @@ def test_small_figures_never_reach_the_folder_of_results(capsys):
     with pytest.raises(SystemExit):
         recovery.main(["--small"])
     assert "--small needs another --out" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_told_and_the_old_one_stays(
+    plan, tmp_path, monkeypatch, capsys
+):
+    missing = tmp_path / "missing" / "page.md"
+    assert recovery.main(arguments(plan, "--page", str(missing))) == 2
+    assert str(missing.parent) in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    page = tmp_path / "page.md"
+    page.write_text("old")
+    monkeypatch.setattr(os, "replace", full)
+    assert recovery.main(arguments(plan, "--page", str(page))) == 2
+    assert "No space left" in capsys.readouterr().err and page.read_text() == "old"
 
 
 def test_a_damaged_file_of_results_ends_the_page_with_a_message(plan, tmp_path, capsys):
